@@ -1,0 +1,1 @@
+"""Shared floors: checks, numerics, masks, reductions, compilation and cases."""

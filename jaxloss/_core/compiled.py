@@ -1,0 +1,77 @@
+"""The one decorator of public losses: an eager call becomes a single compiled dispatch."""
+
+import types
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+import jax
+
+from .checks import message, naming
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Static:
+    """A string or plain function on its way through `jax.jit` as part of the tree, not as a leaf."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+
+jax.tree_util.register_static(_Static)
+
+
+def compiled(*static: str) -> Callable[[F], F]:
+    """Compile a loss with the options named in `static`, and `reduction`, fixed while tracing.
+
+    Numbers stay traced, so a new value does not compile again. Reductions that are pytrees (the
+    parametrised ones) travel as they are: arrays inside them are traced, the rest is compared by
+    value. Signature, help, types and errors are those of the plain function.
+    """
+
+    def decorate(loss: F) -> F:
+        @wraps(loss)
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            with naming(loss.__name__):
+                reduction = kwargs.get("reduction")
+                if isinstance(reduction, _Static):
+                    kwargs["reduction"] = reduction.value
+                return loss(*args, **kwargs)
+
+        jitted = jax.jit(traced, static_argnames=static)
+
+        @wraps(loss)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if "reduction" in kwargs:
+                kwargs["reduction"] = _carry(loss.__name__, kwargs["reduction"])
+            for option in static:
+                if option in kwargs and getattr(kwargs[option], "__hash__", None) is None:
+                    with naming(loss.__name__):
+                        raise TypeError(
+                            message(option, "a static option", type(kwargs[option]).__name__)
+                        )
+            return jitted(*args, **kwargs)
+
+        call.jitted = jitted  # pyright: ignore[reportFunctionMemberAccess]
+        return cast(F, call)
+
+    return decorate
+
+
+def _carry(name: str, reduction: Any) -> Any:
+    if isinstance(reduction, (str, types.FunctionType)):
+        return _Static(reduction)
+    if not callable(reduction):
+        with naming(name):
+            expected = "'mean', 'sum', 'none' or a callable of (values, weights)"
+            raise TypeError(message("reduction", expected, repr(reduction)))
+    if jax.tree_util.all_leaves([reduction]):  # a callable that is no pytree
+        return _Static(reduction)
+    return reduction

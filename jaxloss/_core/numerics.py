@@ -1,0 +1,69 @@
+"""Arithmetic whose value and gradient stay finite at the edges."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .checks import check_scalar
+
+
+def widen(*arrays: Array) -> tuple[Array, ...]:
+    """All arrays in float32, or in float64 as soon as one of them is float64."""
+    arrays = tuple(jnp.asarray(a) for a in arrays)
+    dtype = jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32
+    return tuple(a.astype(dtype) for a in arrays)
+
+
+def numbers(like: Array, **values: float | Array) -> tuple[Array, ...]:
+    """Scalar hyper-parameters in the dtype of `like`, checked to be scalars; they may be traced."""
+    check_scalar(**values)
+    return tuple(jnp.asarray(v).astype(like.dtype) for v in values.values())
+
+
+def absolute(x: Array) -> Array:
+    """|x| with gradient 0 at 0."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
+def safe_div(a: Array, b: Array) -> Array:
+    """a / b, and 0 with zero gradient where b is 0."""
+    zero = b == 0
+    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """Square root of x >= 0 whose gradient at 0 is 0."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def safe_log(x: Array) -> Array:
+    """Logarithm of x >= 0; at 0 it is -inf with zero gradient."""
+    zero = x == 0
+    return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, x)))
+
+
+def safe_mul(weight: Array, x: Array) -> Array:
+    """weight * x with 0 * (infinite or NaN) = 0, also in both derivatives."""
+    return weight * jnp.where((weight == 0) & ~jnp.isfinite(x), 0, x)
+
+
+def safe_pow(base: Array, exponent: Array) -> Array:
+    """base ** exponent for base >= 0 through logarithms: 0 ** 0 = 1 and no NaN derivative at base 0."""
+    zero = base == 0
+    at_zero = jnp.where(exponent == 0, 1, jnp.where(exponent > 0, 0, jnp.inf))
+    return jnp.where(zero, at_zero, jnp.exp(exponent * jnp.log(jnp.where(zero, 1, base))))
+
+
+def safe_norm(x: Array, axis: int = -1, *, keepdims: bool = False) -> Array:
+    """Euclidean norm without overflow or underflow; at the zero vector it is 0 with zero gradient."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
+    scale = jnp.where((largest == 0) | ~jnp.isfinite(largest), 1, largest)
+    norm = safe_sqrt(jnp.sum(jnp.square(x / scale), axis=axis, keepdims=True)) * scale
+    return norm if keepdims else jnp.squeeze(norm, axis)
+
+
+def xlogx(x: Array) -> Array:
+    """x log x for x >= 0, with value 0 and gradient 0 at 0."""
+    zero = x == 0
+    return jnp.where(zero, 0, x * jnp.log(jnp.where(zero, 1, x)))

@@ -1,0 +1,699 @@
+"""The laws every loss keeps, as a public check: `check_loss(loss, case)`.
+
+One compiled call evaluates a case on a stack of probes (clean, poisoned, permuted, extreme, ...),
+one more in float64 serves as the oracle; each law then compares plain numbers.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ._core.case import (
+    Case,
+    Draw,
+    draw_binary,
+    draw_counts,
+    draw_labels,
+    draw_log_probs,
+    draw_normal,
+    draw_probs,
+    draw_signs,
+    draw_uniform,
+    draw_unit,
+)
+from ._core.reductions import across, sum_and_weight
+
+__all__ = [
+    "LAWS",
+    "Case",
+    "Draw",
+    "broken_laws",
+    "check_loss",
+    "draw_binary",
+    "draw_counts",
+    "draw_labels",
+    "draw_log_probs",
+    "draw_normal",
+    "draw_probs",
+    "draw_signs",
+    "draw_uniform",
+    "draw_unit",
+]
+
+Arrays = dict[str, Any]
+EPS = float(np.finfo(np.float32).eps)
+DELETED = (1, 6)  # examples that the masks of the probes hide; six remain
+
+
+def check_loss(loss: Callable[..., Any], case: Case) -> None:
+    """Run every law on `loss`, with the arrays and configuration of `case`.
+
+    A law named in `case.without` must really fail, or the opt-out is reported as needless. The
+    device law runs where at least eight devices exist
+    (`XLA_FLAGS=--xla_force_host_platform_device_count=8` on CPU).
+
+    Raises:
+        AssertionError: One line for each broken law, with what differed and by how much.
+
+    >>> def cubic(pred, target, *, where=None, weights=None, reduction="mean"):
+    ...     if jnp.shape(pred) != jnp.shape(target):
+    ...         raise ValueError("cubic: target: expected the shape of pred")
+    ...     return jnp.mean(jnp.abs(pred - target) ** 3)  # forgets where and weights
+    >>> case = Case(cubic, dict(pred=draw_normal("B"), target=draw_normal("B")))
+    >>> check_loss(cubic, case)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    AssertionError: cubic ...
+    """
+    broken = broken_laws(loss, case)
+    lines = [f"  {law}: {why}" for law, why in broken.items() if law not in case.without]
+    lines += [
+        f"  {law}: opted out of, yet it holds" for law in case.without if law not in broken
+    ]
+    unknown = [law for law in case.without if law not in LAWS]
+    lines += [f"  {law}: no such law" for law in unknown]
+    if lines:
+        raise AssertionError("\n".join([f"{case.name} breaks {len(lines)} laws", *lines]))
+
+
+def broken_laws(loss: Callable[..., Any], case: Case) -> dict[str, str]:
+    """The laws that `loss` breaks on `case`, each with the first thing that went wrong."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        trial = _Trial(loss, case)
+        broken = {}
+        for name, law in LAWS.items():
+            complaints = law(trial)
+            try:
+                first = next(complaints, None)
+            except Exception as error:  # a law that cannot even be evaluated is broken
+                first = f"{type(error).__name__}: {error}"
+            if first:
+                broken[name] = first
+        return broken
+
+
+class _Trial:
+    """One loss on one case: how to call it, the probes, and their compiled evaluations."""
+
+    def __init__(self, loss: Callable[..., Any], case: Case) -> None:
+        self.loss, self.case = loss, case
+        self.arrays: Arrays = case.draw()
+        self.floats = [
+            name
+            for name, draw in case.arrays.items()
+            if draw.kind != "fixed" and self.arrays[name].dtype.kind == "f"
+        ]
+        first = next(iter(case.arrays))
+        self.units = jax.eval_shape(partial(self.call, reduction="none"), self.arrays).shape
+        self.positions = case.positions.split() or case.arrays[first].dims.split()[: len(self.units)]
+        self.batch = self.size("B")
+        self.per_example = bool(self.units) and self.units[0] == self.batch
+        self.numbers = {k: v for k, v in case.config.items() if isinstance(v, float)}
+
+    def size(self, axis: str) -> int:
+        for name, draw in self.case.arrays.items():
+            if axis in draw.dims.split():
+                return int(self.arrays[name].shape[draw.dims.split().index(axis)])
+        raise ValueError(f"{self.case.name}: no array has an axis {axis}")
+
+    def call(self, arrays: Arrays, **options: Any) -> Any:
+        return self.loss(*arrays.values(), **{**self.case.config, **options})
+
+    def mean(self, floats: Arrays, arrays: Arrays, **options: Any) -> Any:
+        return self.call({**arrays, **floats}, **options)
+
+    def differentiable(self, arrays: Arrays) -> Arrays:
+        return {name: arrays[name] for name in self.floats}
+
+    def evaluate(self, arrays: Arrays, where: Any, weights: Any) -> dict[str, Any]:
+        """What the laws look at, for one probe."""
+        tail = dict(where=where, weights=weights)
+        floats = self.differentiable(arrays)
+        mean, grad = jax.value_and_grad(self.mean)(floats, arrays, **tail)
+        return dict(
+            mean=mean,
+            grad=grad,
+            none=self.call(arrays, where=where, reduction="none"),
+            sum=self.call(arrays, **tail, reduction="sum"),
+            pair=self.call(arrays, **tail, reduction=sum_and_weight),
+        )
+
+    def along_batch(self, arrays: Arrays, index: Any) -> Arrays:
+        """The arrays with `index` applied along their batch axis."""
+        return {
+            name: np.take(array, index, self.case.arrays[name].dims.split().index("B"))
+            if "B" in self.case.arrays[name].dims.split()
+            else array
+            for name, array in arrays.items()
+        }
+
+    def map_real(self, change: Callable[[Any, int], Any]) -> Arrays:
+        """The arrays with `change(array, position)` applied to those that may hold any number."""
+        return {
+            name: change(array, i).astype(array.dtype)
+            if self.case.arrays[name].kind == "real"
+            else array
+            for i, (name, array) in enumerate(self.arrays.items())
+        }
+
+    def poisoned(self, where: Any, number: float, label: int) -> Arrays:
+        """The arrays with garbage wherever `where` is False."""
+        out = {}
+        for name, array in self.arrays.items():
+            dims = self.case.arrays[name].dims.split()
+            if not set(self.positions) <= set(dims):
+                out[name] = array
+                continue
+            order = sorted(range(len(self.positions)), key=lambda i: dims.index(self.positions[i]))
+            kept = np.transpose(where, order)
+            present = sorted(dims.index(p) for p in self.positions)
+            shape = [array.shape[i] if i in present else 1 for i in range(array.ndim)]
+            garbage = number if array.dtype.kind == "f" else label
+            out[name] = np.where(kept.reshape(shape), array, np.asarray(garbage, array.dtype))
+        return out
+
+    def value_and_grad(self, arrays: Arrays, where: Any) -> Any:
+        return jax.value_and_grad(self.mean)(self.differentiable(arrays), arrays, where=where)
+
+    @cached_property
+    def masks(self) -> dict[str, Any]:
+        """Masks over the positions and weights over the units that the probes use."""
+        shape = tuple(self.size(axis) for axis in self.positions)
+        generator = np.random.default_rng(7)
+        keep = generator.random(shape) < 0.7
+        keep[(0,) * len(shape)], keep[(-1,) * len(shape)] = True, False
+        deleted = np.ones(shape, bool)
+        np.moveaxis(deleted, self.positions.index("B"), 0)[list(DELETED)] = False
+        weights = generator.uniform(0.5, 2, self.units).astype(np.float32)
+        return dict(all=np.ones(shape, bool), keep=keep, deleted=deleted, weights=weights)
+
+    @cached_property
+    def probes(self) -> dict[str, tuple[Arrays, Any, Any]]:
+        """Variations of the case: name -> (arrays, where, weights)."""
+        a, m = self.arrays, self.masks
+        everything, keep = m["all"], m["keep"]
+        ones, weights = np.ones(self.units, np.float32), m["weights"]
+        twice = ones.copy()
+        twice[:1] = 2
+        order = np.random.default_rng(3).permutation(self.batch)
+        probes = {
+            "clean": (a, everything, ones),
+            "weighted": (a, everything, weights),
+            "masked": (a, keep, weights),
+            "nan": (self.poisoned(keep, np.nan, 2**31 - 1), keep, weights),
+            "inf": (self.poisoned(keep, np.inf, -1), keep, weights),
+            "nothing": (self.poisoned(~everything, np.nan, -1), ~everything, weights),
+            "deleted": (a, m["deleted"], ones),
+            "twice": (a, everything, twice),
+            "permuted": (self.along_batch(a, order), everything, ones),
+            "hard": (self.map_real(lambda x, _: 20 * x), everything, ones),
+            "zeros": (self.map_real(lambda x, _: 0 * x), everything, ones),
+            "huge": (self.map_real(lambda x, _: np.full_like(x, 1e4)), everything, ones),
+            "negative": (self.map_real(lambda x, _: np.full_like(x, -1e4)), everything, ones),
+            "opposite": (self.map_real(lambda x, i: 0 * x + 1e4 * (-1) ** i), everything, ones),
+            "saturated": (self.map_real(lambda x, _: 1e4 * np.sign(x)), everything, ones),
+            "equal": (self.equal(), everything, ones),
+        }
+        for name, draw in self.case.arrays.items():
+            for i, end in enumerate(draw.ends(a[name]) if draw.ends else ()):
+                probes[f"end {i} of {name}"] = ({**a, name: end}, everything, ones)
+        for dtype in HALF:
+            probes[dtype] = (self.rounded(dtype), everything, ones)
+        return probes
+
+    def equal(self) -> Arrays:
+        """The arrays with the second one set to the first where they are of one shape and kind."""
+        (first, a), (second, b) = (*self.arrays.items(), *self.arrays.items())[:2]
+        alike = a.shape == b.shape and a.dtype == b.dtype
+        alike = alike and self.case.arrays[second].kind == self.case.arrays[first].kind
+        return {**self.arrays, second: a} if alike else self.arrays
+
+    def rounded(self, dtype: str) -> Arrays:
+        return {
+            n: a.astype(jnp.dtype(dtype)).astype(a.dtype) if a.dtype.kind == "f" else a
+            for n, a in self.arrays.items()
+        }
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Everything in float32, from one compiled call."""
+        subset = [i for i in range(self.batch) if i not in DELETED]
+        m, ones = self.masks, np.ones(self.units, np.float32)
+        axis = self.positions.index("B")
+
+        def part(index: Any) -> tuple[Arrays, Any, Any]:
+            unit_index = index if self.per_example else slice(None)
+            where = np.take(m["keep"], index, axis)
+            return self.along_batch(self.arrays, index), where, m["weights"][unit_index]
+
+        smaller = {
+            "subset": (
+                self.along_batch(self.arrays, subset),
+                np.take(m["all"], subset, axis),
+                ones[: len(subset)] if self.per_example else ones,
+            ),
+            "later": part(np.arange(2, self.batch)),
+        }
+        other = {"earlier": part(np.arange(2)), "empty": part(np.arange(0))}
+        doubled = self.along_batch(self.arrays, [0, *range(self.batch)])
+        half = {d: {n: self.arrays[n].astype(d) for n in self.floats} for d in HALF}
+        direction = _directions(self.differentiable(self.arrays), np.float32)
+        curved = _stack([self.probes[n][0] for n in ("clean", "equal", "zeros")])
+
+        def run(stack: Any, small: Any, others: Any, numbers: Any) -> dict[str, Any]:
+            arrays = self.arrays
+            floats = self.differentiable(arrays)
+            gradient = jax.grad(self.mean)
+
+            def curve(arrays: Arrays) -> Any:
+                return jax.jvp(
+                    lambda f: gradient(f, arrays), (self.differentiable(arrays),), (direction,)
+                )[1]
+
+            def body(carry: Any, _: Any) -> Any:
+                return carry, jax.grad(jax.checkpoint(self.mean))(carry, arrays)
+
+            return dict(
+                probes=jax.vmap(self.evaluate)(*stack),
+                small=jax.vmap(self.evaluate)(*small),
+                other={name: self.evaluate(*args) for name, args in others.items()},
+                plain=(self.call(arrays), self.call(arrays, reduction="none")),
+                doubled=self.call(doubled),
+                half={d: jax.value_and_grad(self.mean)(half[d], arrays) for d in HALF},
+                curve=jax.vmap(curve)(curved),
+                forward=jax.jvp(lambda f: self.mean(f, arrays), (floats,), (direction,)),
+                scanned=jax.lax.scan(body, floats, None, length=1)[1],
+                numbers=jax.value_and_grad(lambda n: self.call(arrays, **n))(numbers),
+            )
+
+        numbers = {k: np.float32(v) for k, v in self.numbers.items()}
+        stack, small = _stack(list(self.probes.values())), _stack(list(smaller.values()))
+        values = jax.device_get(jax.jit(run)(stack, small, other, numbers))
+        values["probes"] = _unstack(values["probes"], self.probes)
+        values["small"] = _unstack(values["small"], smaller)
+        values["direction"] = direction
+        return values
+
+    @cached_property
+    def oracle(self) -> dict[str, Any]:
+        """The same loss in float64: values, gradients and differences for the accuracy laws."""
+        with jax.enable_x64(True):
+            wide = {
+                name: _wide(self.probes[name][0]) for name in ("clean", "hard")
+            }
+            floats = self.differentiable(wide["clean"])
+            direction = _directions(floats, np.float64)
+            for sign, name in ((1, "ahead"), (-1, "behind")):
+                moved = {n: floats[n] + sign * STEP * direction[n] for n in floats}
+                wide[name] = {**wide["clean"], **moved}
+
+            def point(arrays: Arrays) -> Any:
+                mean, grad = jax.value_and_grad(self.mean)(self.differentiable(arrays), arrays)
+                return dict(mean=mean, grad=grad, none=self.call(arrays, reduction="none"))
+
+            def run(stack: Any) -> dict[str, Any]:
+                arrays = jax.tree.map(lambda x: x[0], stack)
+                floats = self.differentiable(arrays)
+                gradient = lambda f: jax.grad(self.mean)(f, arrays)
+                forward = lambda f: jax.jvp(lambda g: self.mean(g, arrays), (f,), (direction,))[1]
+                return dict(
+                    points=jax.vmap(point)(stack),
+                    slope=forward(floats),
+                    curve=jax.jvp(gradient, (floats,), (direction,))[1],
+                )
+
+            values = jax.device_get(jax.jit(run)(_stack(list(wide.values()))))
+        values["points"] = _unstack(values["points"], wide)
+        values["direction"] = direction
+        return values
+
+
+HALF = ("bfloat16", "float16")
+STEP = 1e-6
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _unstack(tree: Any, names: Any) -> dict[str, Any]:
+    return {n: jax.tree.map(lambda x, i=i: x[i], tree) for i, n in enumerate(names)}
+
+
+def _wide(arrays: Arrays) -> Arrays:
+    return {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+
+
+def _directions(arrays: Arrays, dtype: Any) -> Arrays:
+    generator = np.random.default_rng(11)
+    return {n: generator.uniform(-1, 1, a.shape).astype(dtype) for n, a in arrays.items()}
+
+
+def _dot(a: Any, b: Any) -> float:
+    return sum(float(np.sum(x * y)) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def _differs(what: str, got: Any, expected: Any, tolerance: float = 16 * EPS) -> Iterator[str]:
+    """A complaint if two trees differ by more than `tolerance` times the size of the larger values."""
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        if x.shape != y.shape:
+            yield f"{what}: shape {x.shape} against {y.shape}"
+        elif x.size:
+            scale = np.max(np.abs(y), initial=0, where=np.isfinite(y))
+            near = np.abs(x - y) <= tolerance * scale
+            if not np.all(near | (x == y) | (np.isnan(x) & np.isnan(y))):
+                yield f"{what}: {_show(x)} against {_show(y)}"
+
+
+def _show(x: Any) -> str:
+    return np.array2string(np.asarray(x).ravel()[:4], precision=9, separator=", ")
+
+
+def _same(what: str, got: Any, expected: Any) -> Iterator[str]:
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        if not np.array_equal(x, y, equal_nan=True):
+            yield f"{what}: not bitwise the same: {_show(x)} against {_show(y)}"
+
+
+def _infinite(what: str, tree: Any) -> Iterator[str]:
+    for leaf in jax.tree.leaves(tree):
+        if not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+            yield f"{what}: not finite: {_show(leaf)}"
+
+
+def _nonzero(what: str, tree: Any) -> Iterator[str]:
+    for leaf in jax.tree.leaves(tree):
+        if np.any(np.asarray(leaf) != 0):
+            yield f"{what}: expected 0, got {_show(leaf)}"
+
+
+def _abstract(t: _Trial) -> Iterator[str]:
+    out = jax.eval_shape(t.call, t.arrays)
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or out.dtype != jnp.float32:
+        yield f"expected a float32 scalar, got {out}"
+    with jax.checking_leaks():
+        jax.eval_shape(lambda a: jax.grad(t.mean)(t.differentiable(a), a), t.arrays)
+
+
+def _signature(t: _Trial) -> Iterator[str]:
+    parameters = inspect.signature(t.loss).parameters
+    for name, parameter in parameters.items():
+        array = name in t.case.arrays
+        if array != (parameter.kind is parameter.POSITIONAL_OR_KEYWORD):
+            yield f"{name}: arrays are positional, everything else is keyword-only"
+        if array and parameter.default is not parameter.empty:
+            yield f"{name}: an array has no default"
+    tail = [name for name in parameters if name != "axis_name"][-3:]
+    if tail != ["where", "weights", "reduction"]:
+        yield f"the tail is where, weights, reduction; got {tail}"
+    if list(parameters)[: len(t.case.arrays)] != list(t.case.arrays):
+        yield "the arrays of the case are not in the order of the signature"
+
+
+def _eager(t: _Trial) -> Iterator[str]:
+    with jax.disable_jit():
+        eager = t.call(t.arrays, reduction="none")
+    if not isinstance(eager, jax.Array) or eager.aval.weak_type:
+        yield f"expected a strongly typed jax array, got {type(eager).__name__}"
+    yield from _differs("eager against jit", eager, t.values["plain"][1])
+    mixed = [a if i % 2 else jnp.asarray(a) for i, a in enumerate(t.arrays.values())]
+    direct = t.loss(*mixed, **t.case.config)
+    yield from _differs("called directly against jit", direct, t.values["plain"][0])
+
+
+def _vmap(t: _Trial) -> Iterator[str]:
+    clean = t.values["probes"]["clean"]
+    yield from _differs("mean", clean["mean"], t.values["plain"][0])
+    yield from _differs("units", clean["none"], t.values["plain"][1])
+    for name in ("subset", "later"):
+        yield from _infinite(name, t.values["small"][name]["mean"])
+
+
+def _transforms(t: _Trial) -> Iterator[str]:
+    values, grad = t.values, t.values["probes"]["clean"]["grad"]
+    yield from _differs("checkpoint in a scan", jax.tree.map(lambda x: x[0], values["scanned"]), grad)
+    slope = _dot(grad, values["direction"])
+    size = _dot(*(jax.tree.map(np.abs, x) for x in (grad, values["direction"])))
+    if abs(slope - values["forward"][1]) > 16 * EPS * size:
+        yield f"jvp {values['forward'][1]} against gradient {slope}"
+    yield from _infinite("second derivative", values["curve"])
+
+
+def _garbage(t: _Trial) -> Iterator[str]:
+    probes, keep = t.values["probes"], t.masks["keep"]
+    for name in ("nan", "inf"):
+        for part in ("none", "mean", "sum", "grad"):
+            yield from _same(f"{part} with {name} under the mask", probes[name][part], probes["masked"][part])
+    hidden = t.poisoned(keep, np.nan, 0)
+    for name in t.floats:
+        under = np.isnan(hidden[name])
+        yield from _nonzero(f"gradient of {name} under the mask", probes["nan"]["grad"][name][under])
+
+
+def _deleting(t: _Trial) -> Iterator[str]:
+    masked, deleted = t.values["probes"]["deleted"], t.values["small"]["subset"]
+    for part in ("mean", "sum", "pair"):
+        yield from _differs(part, masked[part], deleted[part])
+    for name in t.floats:
+        part = t.along_batch({name: masked["grad"][name]}, [i for i in range(t.batch) if i not in DELETED])
+        yield from _differs(f"gradient of {name}", part[name], deleted["grad"][name])
+
+
+def _nothing(t: _Trial) -> Iterator[str]:
+    for name, value in (("all hidden", t.values["probes"]["nothing"]), ("no example", t.values["other"]["empty"])):
+        if name == "no example" and not t.per_example:
+            value = {k: value[k] for k in ("mean", "grad")}
+        for part in value:
+            yield from _nonzero(f"{name}: {part}", value[part].sum if part == "pair" else value[part])
+
+
+def _reducing(t: _Trial) -> Iterator[str]:
+    clean, masked = t.values["probes"]["weighted"], t.values["probes"]["masked"]
+    for value, where in ((clean, None), (masked, t.masks["keep"])):
+        weights = t.masks["weights"]
+        if where is not None:
+            hidden = value["none"] * 0 if where.shape != t.units else where
+            if where.shape != t.units:
+                yield from _differs("pair", value["pair"].sum, value["sum"])
+                continue
+            weights = weights * hidden
+        total = np.sum(value["none"] * weights, dtype=np.float64)
+        yield from _differs("sum", value["sum"], total)
+        yield from _differs("mean", value["mean"], total / np.sum(weights, dtype=np.float64))
+        yield from _differs("sum of the pair", value["pair"].sum, total)
+        yield from _differs("weight of the pair", value["pair"].weight, np.sum(weights))
+
+
+def _microbatches(t: _Trial) -> Iterator[str]:
+    whole = t.values["probes"]["masked"]
+    parts = t.values["other"]["earlier"]["pair"] + t.values["small"]["later"]["pair"]
+    yield from _differs("sum and weight", parts, whole["pair"])
+    yield from _differs("mean", np.asarray(parts.mean()), whole["mean"])
+
+
+def _weight_two(t: _Trial) -> Iterator[str]:
+    if t.per_example:
+        yield from _differs("mean", t.values["probes"]["twice"]["mean"], t.values["doubled"])
+
+
+def _permutation(t: _Trial) -> Iterator[str]:
+    order = np.random.default_rng(3).permutation(t.batch)
+    clean, permuted = t.values["probes"]["clean"], t.values["probes"]["permuted"]
+    yield from _differs("mean", permuted["mean"], clean["mean"])
+    if t.per_example:
+        yield from _differs("units", permuted["none"], clean["none"][order])
+
+
+def _at_target(t: _Trial) -> Iterator[str]:
+    equal = t.values["probes"]["equal"]
+    if t.case.zero_at_target:
+        yield from _nonzero("value at the target", equal["none"])
+    if t.case.zero_at_target or t.case.minimum:
+        first = next(iter(t.case.arrays))
+        if np.max(np.abs(equal["grad"][first])) > 16 * EPS:
+            yield f"gradient at the target: {_show(equal['grad'][first])}"
+        if np.any(t.values["probes"]["clean"]["mean"] < equal["mean"]):
+            yield "the target is no minimum"
+
+
+def _finite(t: _Trial) -> Iterator[str]:
+    skipped = {"masked", "nan", "inf", "nothing", *HALF}
+    for name, value in t.values["probes"].items():
+        if name not in skipped:
+            for part in ("none", "mean", "grad"):
+                yield from _infinite(f"{part} at {name}", value[part])
+
+
+def _half(t: _Trial) -> Iterator[str]:
+    for dtype, (value, grad) in t.values["half"].items():
+        expected = t.values["probes"][dtype]
+        if value.dtype != np.float32:
+            yield f"{dtype}: expected a float32 result, got {value.dtype}"
+        yield from _differs(f"{dtype} value", value, expected["mean"], 32 * EPS)
+        for name in t.floats:
+            if grad[name].dtype != jnp.dtype(dtype):
+                yield f"gradient of {name}: expected {dtype}, got {grad[name].dtype}"
+            eps = float(jnp.finfo(dtype).eps)
+            yield from _differs(f"{dtype} gradient of {name}", grad[name], expected["grad"][name], eps)
+
+
+def _double(t: _Trial) -> Iterator[str]:
+    for part, leaf in jax.tree.leaves_with_path(t.oracle["points"]["clean"]):
+        if np.asarray(leaf).dtype != np.float64:
+            yield f"{jax.tree_util.keystr(part)} is {np.asarray(leaf).dtype}, expected float64"
+
+
+def _accuracy(t: _Trial) -> Iterator[str]:
+    """Value within four units, a unit being an ulp of the result and of what an input ulp moves."""
+    for name in ("clean", "hard"):
+        exact, got = t.oracle["points"][name], t.values["probes"][name]
+        units = exact["none"].size
+        spread = np.zeros((t.batch,) if t.per_example and not t.case.coupled else ())
+        for n in t.floats:
+            moved = units * np.abs(exact["grad"][n]) * np.spacing(np.abs(t.probes[name][0][n]))
+            axes = t.case.arrays[n].dims.split()
+            if spread.ndim and "B" in axes:
+                spread += np.moveaxis(moved, axes.index("B"), 0).reshape(t.batch, -1).sum(1)
+            else:
+                spread += moved.sum()
+        ulps = np.spacing(np.abs(exact["none"]).astype(np.float32)).astype(np.float64)
+        error = np.abs(got["none"] - exact["none"])
+        spread = spread.reshape(spread.shape + (1,) * (error.ndim - spread.ndim)) if spread.ndim else spread
+        ratio = np.max(error / (ulps + spread), initial=0)
+        if not ratio <= 4:
+            yield f"{name}: {ratio:.1f} units off: {_show(got['none'])} against {_show(exact['none'])}"
+
+
+def _gradient_accuracy(t: _Trial) -> Iterator[str]:
+    for name in ("clean", "hard"):
+        exact, got = t.oracle["points"][name]["grad"], t.values["probes"][name]["grad"]
+        for n in t.floats:
+            largest = np.spacing(np.float32(np.max(np.abs(exact[n]), initial=0)))
+            error = np.max(np.abs(got[n] - exact[n]), initial=0) / largest
+            if not error <= 4:
+                yield f"{name}, {n}: {error:.1f} ulps of the largest gradient off"
+
+
+def _numerical(t: _Trial) -> Iterator[str]:
+    points, direction = t.oracle["points"], t.oracle["direction"]
+    ahead, behind = points["ahead"], points["behind"]
+    clean = points["clean"]
+    size = max(_dot(*(jax.tree.map(np.abs, x) for x in (clean["grad"], direction))), 1e-3)
+    numeric = float(ahead["mean"] - behind["mean"]) / (2 * STEP)
+    for mode, slope in (("reverse", _dot(clean["grad"], direction)), ("forward", float(t.oracle["slope"]))):
+        if not abs(slope - numeric) <= 1e-6 * size:
+            yield f"{mode} {slope} against numerical {numeric}"
+    numeric = jax.tree.map(lambda a, b: (a - b) / (2 * STEP), ahead["grad"], behind["grad"])
+    scale = max(float(np.max(np.abs(x), initial=0)) for x in jax.tree.leaves(numeric)) or 1.0
+    for n in t.floats:
+        error = np.max(np.abs(t.oracle["curve"][n] - numeric[n]), initial=0)
+        if not error <= 1e-5 * max(scale, 1e-3):
+            yield f"second order in {n}: {_show(t.oracle['curve'][n])} against {_show(numeric[n])}"
+
+
+def _numbers(t: _Trial) -> Iterator[str]:
+    value, grads = t.values["numbers"]
+    yield from _differs("traced numbers", value, t.values["plain"][0])
+    yield from _infinite("gradient of the numbers", grads)
+    jitted = getattr(t.loss, "jitted", None)
+    if jitted is not None and t.numbers:
+        t.call(t.arrays)
+        before = jitted._cache_size()
+        t.call(t.arrays, **{k: v * 1.25 for k, v in t.numbers.items()})
+        if jitted._cache_size() != before:
+            yield "a new Python number compiled again"
+
+
+def _errors(t: _Trial) -> Iterator[str]:
+    wrong: list[tuple[str, Arrays, dict[str, Any], type[Exception]]] = []
+    for i, (name, array) in enumerate(t.arrays.items()):
+        if len(t.arrays) > 1:
+            wrong.append((f"{name} with a trailing axis", {name: array[..., None]}, {}, ValueError))
+            wrong.append((f"{name} cut to one example", {name: array[:1]}, {}, ValueError))
+        if array.dtype.kind == "f":
+            wrong.append((f"complex {name}", {name: array.astype(complex)}, {}, TypeError))
+        if i == 0:
+            wrong.append((f"integer {name}", {name: np.ones(array.shape, int)}, {}, TypeError))
+        wrong.append((f"{name} as a list", {name: [1.0]}, {}, TypeError))
+    m = t.masks
+    wrong += [
+        ("where with a trailing axis", {}, dict(where=m["all"][..., None]), ValueError),
+        ("where of one example", {}, dict(where=m["all"][:1]), ValueError),
+        ("float where", {}, dict(where=m["all"].astype(np.float32)), TypeError),
+        ("weights with a trailing axis", {}, dict(weights=m["weights"][..., None]), ValueError),
+        ("complex weights", {}, dict(weights=m["weights"].astype(complex)), TypeError),
+        ("unknown reduction", {}, dict(reduction="median"), ValueError),
+        ("reduction that is no callable", {}, dict(reduction=3), TypeError),
+    ]
+    wrong += [(f"{k} of shape (2,)", {}, {k: np.ones(2, np.float32)}, ValueError) for k in t.numbers]
+    for what, change, options, error in wrong:
+        try:
+            jax.eval_shape(lambda a, o=options: t.call(a, **o), {**t.arrays, **change})
+        except error as raised:
+            if not str(raised).startswith(f"{t.loss.__name__}: "):
+                yield f"{what}: the message does not begin with the loss: {raised}"
+        except Exception as raised:
+            yield f"{what}: expected {error.__name__}, got {type(raised).__name__}: {raised}"
+        else:
+            yield f"{what}: expected {error.__name__}, nothing was raised"
+
+
+def _devices(t: _Trial) -> Iterator[str]:
+    if jax.device_count() < t.batch:
+        return
+    spec = lambda dims: PartitionSpec(*["data" if d == "B" else None for d in dims])
+    specs = {n: spec(draw.dims.split()) for n, draw in t.case.arrays.items()}
+    where, mask_spec = t.masks["keep"], spec(t.positions)
+    axis = {"axis_name": "data"} if "axis_name" in inspect.signature(t.loss).parameters else {}
+    expected = t.value_and_grad(t.arrays, where)
+    modes = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
+    for mode, kind in modes.items():
+        mesh = jax.make_mesh((t.batch,), ("data",), axis_types=(kind,))
+        put = lambda x, s, mesh=mesh: jax.device_put(x, NamedSharding(mesh, s))
+        arrays = {n: put(a, specs[n]) for n, a in t.arrays.items()}
+        with jax.set_mesh(mesh):
+            got = jax.jit(t.value_and_grad)(arrays, put(where, mask_spec))
+        yield from _differs(f"{mode} mesh", jax.device_get(got), expected)
+    mesh = jax.make_mesh((t.batch,), ("data",), axis_types=(AxisType.Auto,))
+    options = {**axis, "reduction": across("data")} if t.per_example else axis
+    local = jax.shard_map(
+        lambda a, w: t.call(a, where=w, **options),
+        mesh=mesh,
+        in_specs=(specs, mask_spec),
+        out_specs=PartitionSpec(),
+    )
+    over = lambda floats, arrays, w: local({**arrays, **floats}, w)
+    got = jax.jit(jax.value_and_grad(over))(t.differentiable(t.arrays), t.arrays, where)
+    yield from _differs("shard_map", jax.device_get(got), expected)
+
+
+LAWS: Mapping[str, Callable[[_Trial], Iterator[str]]] = {
+    "signature": _signature,
+    "abstract": _abstract,
+    "errors": _errors,
+    "eager": _eager,
+    "vmap": _vmap,
+    "transforms": _transforms,
+    "garbage": _garbage,
+    "deleting": _deleting,
+    "nothing": _nothing,
+    "reducing": _reducing,
+    "microbatches": _microbatches,
+    "weight_two": _weight_two,
+    "permutation": _permutation,
+    "at_target": _at_target,
+    "finite": _finite,
+    "half": _half,
+    "double": _double,
+    "accuracy": _accuracy,
+    "gradient_accuracy": _gradient_accuracy,
+    "numerical": _numerical,
+    "numbers": _numbers,
+    "devices": _devices,
+}
