@@ -47,9 +47,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         _check_writable(parser, arguments.out)
         _compare(chosen, arguments.steps, arguments.seeds, arguments.out)
     except ModuleNotFoundError as missing:
-        if (missing.name or "jaxloss").startswith("jaxloss"):
+        package = (missing.name or "jaxloss").split(".")[0]
+        if package == "jaxloss":
             raise
-        parser.error(f"the package {missing.name} is missing: pip install 'jaxloss[demo]'")
+        parser.error(f"{package} is not installed: pip install 'jaxloss[demo]'")
     return 0
 
 
@@ -84,12 +85,11 @@ def _choose(parser: argparse.ArgumentParser, names: str, losses: str | None) -> 
     chosen = {name: tasks.find(name) for name in wanted}
     if losses is None:
         return chosen
-    kept = _unique(losses)
-    _check_names(parser, "--losses", kept, _unique(",".join(",".join(t.losses) for t in chosen.values())))
-    narrowed = {
-        name: replace(task, losses={loss: task.losses[loss] for loss in kept if loss in task.losses})
-        for name, task in chosen.items()
-    }
+    offered = dict.fromkeys(loss for task in chosen.values() for loss in task.losses)
+    wanted = _unique(losses)
+    _check_names(parser, "--losses", wanted, offered)
+    narrow = lambda task: {loss: task.losses[loss] for loss in wanted if loss in task.losses}
+    narrowed = {name: replace(task, losses=narrow(task)) for name, task in chosen.items()}
     return {name: task for name, task in narrowed.items() if task.losses}
 
 
@@ -115,7 +115,7 @@ def _check_writable(parser: argparse.ArgumentParser, folder: Path) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:  # more would not fit an int32
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
 

@@ -1,12 +1,14 @@
 """The table and the picture of a comparison."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -25,8 +27,9 @@ def progress() -> Progress:
 
 def print_table(task: Task, histories: Mapping[str, History]) -> None:
     """One row per loss: mean and standard deviation over seeds, the best test metric in bold."""
-    lead = task.metrics[0]
-    table = Table("loss", title=task.title, title_justify="left", box=None, pad_edge=False)
+    lead, first = task.metrics[0], next(iter(histories.values()))
+    table = Table(title=task.title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("loss", no_wrap=True)
     for header in (
         "train loss",
         "validation loss",
@@ -35,7 +38,7 @@ def print_table(task: Task, histories: Mapping[str, History]) -> None:
         "overfits from step",
         *(f"test {metric.label}" for metric in task.metrics),
     ):
-        table.add_column(header, justify="right", no_wrap=False)
+        table.add_column(header, justify="right")
     winner = _winner(histories, lead)
     for name, history in histories.items():
         overfit = history.overfits_from(lead)
@@ -51,83 +54,94 @@ def print_table(task: Task, histories: Mapping[str, History]) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
-    seeds, steps = next(iter(histories.values())).train.shape[1], _steps(histories)[-1]
-    console.print(
-        f"After {steps} steps, mean ± standard deviation over {seeds} seeds (split, damage, weights "
-        f"and batches differ; every loss sees the same).\nEach loss has its own unit: compare the "
-        f"columns of the {lead.name}. 'Overfits from' is the step of the best validation "
-        f"{lead.name},\nif the last one is worse by more than {lead.tolerance:g} {lead.unit}.",
-        style="dim",
+    console.print(_note(lead, first), style="dim")
+
+
+def _note(lead: Metric, history: History) -> str:
+    margin = f"{lead.tolerance:g} {lead.unit}".strip()
+    return (
+        f"After {history.steps[-1]} steps; mean ± standard deviation over "
+        f"{_plural(history.seeds, 'seed')}. Losses have different units, so compare the "
+        f"{lead.name} columns. 'Overfits from' is the step of the best validation {lead.name}, "
+        f"where the last one is worse by more than {margin}."
     )
 
 
 def draw(task: Task, histories: Mapping[str, History], path: Path) -> None:
     """Curves of loss and metric for every loss, and below them the task's own picture."""
+    first = next(iter(histories.values()))
     columns = min(len(histories), PANELS_PER_ROW)
     rows = -(-len(histories) // columns)
-    heights = [5.2 * rows] + [3.6] * (task.picture is not None)
-    figure = Figure(figsize=(max(2.9 * columns, 9), sum(heights)), layout="constrained", dpi=110)
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_curves(parts[0], task.metrics[0], histories, (rows, columns))
-    parts[0].suptitle(task.title, fontsize=13)
-    if task.picture is not None:
-        predictions = {name: history.predictions for name, history in histories.items()}
-        task.picture(parts[1], predictions, next(iter(histories.values())).examples)
-    figure.savefig(path)
+    heights = [5.4 * rows + 0.6] + [3.8] * (task.picture is not None)
+    with rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 13}):
+        figure = Figure((max(3 * columns, 9), sum(heights)), dpi=100, layout="constrained")
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        parts[0].suptitle(
+            f"{task.title}\n{_plural(first.seeds, 'run')} per loss, mean and standard deviation"
+        )
+        _draw_curves(parts[0], task.metrics[0], histories, rows, columns)
+        if task.picture is not None:
+            predictions = {name: history.predictions for name, history in histories.items()}
+            task.picture(parts[1], predictions, first.examples)
+        figure.savefig(path)
 
 
 def _draw_curves(
-    figure: Any, lead: Metric, histories: Mapping[str, History], shape: tuple[int, int]
+    figure: SubFigure, lead: Metric, histories: Mapping[str, History], rows: int, columns: int
 ) -> None:
     """Losses above in their own units, the metric below on one scale, the other losses in grey."""
-    rows, columns = shape
-    grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True)
-    steps = _steps(histories)
-    curves = {name: history.metrics[lead.name] for name, history in histories.items()}
-    for place, (name, history) in enumerate(histories.items()):
-        row, column = divmod(place, columns)
-        above, below = grid[2 * row, column], grid[2 * row + 1, column]
-        _line(above, steps, history.train, "tab:orange", "training loss (damaged labels)")
-        _line(above, steps, history.validation, "tab:blue", "validation loss (clean labels)")
-        for other in curves.values():
-            below.plot(steps, other.mean(axis=1), color="0.85", lw=1, zorder=1)
-        _line(below, steps, curves[name], "tab:blue", None)
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
+    panels = grid.reshape(rows, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    for unused in panels[len(histories) :].ravel():
+        unused.remove()
+    panels = panels[: len(histories)]
+    for (above, below), (name, history) in zip(panels, histories.items(), strict=True):
+        _line(above, history.steps, history.train, "tab:orange", "training")
+        _line(above, history.steps, history.validation, "tab:blue", "validation")
+        for other in histories.values():
+            mean = other.metrics[lead.name].mean(axis=1)
+            below.plot(other.steps, mean, color="0.8", lw=1, label="the other losses, validation")
+        _line(below, history.steps, history.metrics[lead.name], "tab:blue", "validation")
         overfit = history.overfits_from(lead)
-        if overfit is not None:
-            for panel in (above, below):
-                panel.axvline(overfit, color="tab:red", lw=1, ls="--", label="overfits from here")
-        above.set_title(name, fontsize=10)
-        below.set(xlabel="step")
-    for unused in range(len(histories), rows * columns):
-        row, column = divmod(unused, columns)
-        grid[2 * row, column].set_visible(False)
-        grid[2 * row + 1, column].set_visible(False)
-    _share_scale(grid[1::2].ravel(), curves)
-    for row in range(rows):
-        grid[2 * row, 0].set_ylabel("loss (its own unit)")
-        grid[2 * row + 1, 0].set_ylabel(f"validation {lead.label}")
-    handles = {h.get_label(): h for panel in grid[0::2].ravel() for h in panel.get_lines()}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+        for panel in (above, below) if overfit is not None else ():
+            panel.axvline(overfit, color="tab:red", lw=1.2, ls="--", label="overfits from here")
+        above.set_title(name)
+        above.tick_params(labelbottom=False)
+        below.tick_params(labelleft=False)
+        below.set_xlabel("step")
+    _share_scale(panels[:, 1], [h.metrics[lead.name] for h in histories.values()], lead)
+    for above, below in panels[::columns]:
+        above.set_ylabel("loss, in its own unit")
+        below.set_ylabel(f"validation\n{lead.label}")
+        below.tick_params(labelleft=True)
+    handles = {line.get_label(): line for panel in panels.ravel() for line in panel.get_lines()}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
 
 
-def _line(panel: Any, steps: np.ndarray, values: np.ndarray, color: str, label: str | None) -> None:
+def _line(panel: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
     mean, std = values.mean(axis=1), values.std(axis=1)
     panel.plot(steps, mean, color=color, lw=1.6, label=label)
     panel.fill_between(steps, mean - std, mean + std, color=color, alpha=0.2, lw=0)
 
 
-def _share_scale(panels: Any, curves: Mapping[str, np.ndarray]) -> None:
-    """One scale for the metric that leaves the first steps out: they would flatten the rest."""
-    late = np.concatenate([values[len(values) // 10 :].ravel() for values in curves.values()])
+def _share_scale(panels: Sequence[Axes], curves: Sequence[np.ndarray], lead: Metric) -> None:
+    """One scale that leaves out the first steps, and a logarithm for errors far apart."""
+    late = np.concatenate([values[len(values) // 10 :].ravel() for values in curves])
     late = late[np.isfinite(late)]
-    if late.size:
-        margin = 0.05 * np.ptp(late) or 1
-        for panel in panels:
-            panel.set_ylim(late.min() - margin, late.max() + margin)
+    low, high = (late.min(), late.max()) if late.size else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 1.0
+    for panel in panels:
+        panel.set_ylim(low - margin, high + margin)
+        if not lead.higher_is_better and 0 < 3 * low < high:
+            panel.set_yscale("log")
+            panel.set_ylim(low / 1.1, high * 1.1)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(ScalarFormatter())
+            panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _steps(histories: Mapping[str, History]) -> np.ndarray:
-    return next(iter(histories.values())).steps
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def _winner(histories: Mapping[str, History], lead: Metric) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ def split(examples: Examples, sizes: tuple[int, int, int], rng: np.random.Genera
 
 def init_mlp(key: PRNGKeyArray, sizes: Sequence[int]) -> list[tuple[Array, Array]]:
     """Weights (He et al., 2015) and biases of a multilayer perceptron, one pair per layer."""
-    pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+    pairs = list(pairwise(sizes))
     return [
         (jax.random.normal(k, (n, m)) * np.sqrt(2 / n), jnp.zeros(m))
         for k, (n, m) in zip(jax.random.split(key, len(pairs)), pairs, strict=True)

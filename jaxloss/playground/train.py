@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -31,8 +32,13 @@ class History:
     predictions: Tree
     examples: Examples
 
+    @property
+    def seeds(self) -> int:
+        """How many runs the curves are a mean of."""
+        return self.train.shape[1]
+
     def best(self, metric: Metric) -> int:
-        """Index of the best mean validation metric over seeds; the last one that ties."""
+        """Index of the best mean validation metric over seeds; the first one of a tie."""
         return int(np.argmax(self._goodness(metric)))
 
     def overfits_from(self, metric: Metric) -> int | None:
@@ -65,55 +71,56 @@ def train(
     on_evaluation: Callable[[], None] = lambda: None,
 ) -> History:
     """Train with one loss on every seed of `splits`, side by side under one `vmap`."""
-    seeds = len(jax.tree.leaves(splits)[0])
-    keys = jax.random.split(jax.random.key(0), seeds)
-    advance, look, test = _programs(task, loss)
-    state = jax.vmap(lambda key: _start(task, key))(keys)
-    stops, seen = evaluation_steps(steps), []
-    for start, stop in zip([0, *stops[:-1]], stops, strict=True):
-        state = advance(state, start, stop, keys, splits.train)
-        seen.append(jax.device_get(look(state[0], keys, splits)))
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(splits)[0]))
+    start, advance, look, test = _programs(task, loss)
+    state, seen, stops = start(keys), [], evaluation_steps(steps)
+    for begin, end in pairwise([0, *stops]):
+        state = advance(state, begin, end, keys, splits.train)
+        seen.append(jax.device_get(look(state, keys, splits)))
         on_evaluation()
     train_loss, validation_loss, metrics = jax.tree.map(lambda *a: np.stack(a), *seen)
-    test_metrics, predictions = jax.device_get(test(state[0], splits.test))
+    test_metrics, predictions = jax.device_get(test(state, splits.test))
     first = jax.tree.map(lambda a: np.asarray(a[0]), (predictions, splits.test))
     return History(stops, train_loss, validation_loss, metrics, test_metrics, *first)
 
 
-def _start(task: Task, key: PRNGKeyArray) -> tuple[Tree, Tree]:
-    params = task.init(key)
-    return params, task.optimizer.init(params)
-
-
-def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any, Any]:
-    """Compiled over seeds: train between two steps, evaluate, predict the test set."""
+def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any, Any, Any]:
+    """Start, train between two steps, evaluate and predict: each compiled over all seeds."""
     predict = task.predict or task.apply
 
-    def objective(params, key, examples):
+    def objective(params: Tree, key: PRNGKeyArray, examples: Examples) -> Array:
         examples = task.prepare(key, examples)
         return loss(task.apply(params, examples.inputs), examples.target)
 
-    def measure(params, examples):
+    def measure(params: Tree, examples: Examples) -> tuple[dict[str, Array], Tree]:
         pred = predict(params, examples.inputs)
         return {m.name: m.measure(pred, examples.target) for m in task.metrics}, pred
 
-    def advance(state, start, stop, key, examples):
-        def step(i, state):
+    def start(key: PRNGKeyArray) -> tuple[Tree, Tree]:
+        params = task.init(key)
+        return params, task.optimizer.init(params)
+
+    def advance(state: Tree, begin: int, end: int, key: PRNGKeyArray, examples: Examples) -> Tree:
+        size = len(jax.tree.leaves(examples)[0])
+
+        def step(i: Array, state: Tree) -> Tree:
             params, memory = state
             draw, noise = jax.random.split(jax.random.fold_in(key, i))
-            size = len(jax.tree.leaves(examples)[0])
             rows = jax.random.randint(draw, (task.batch_size,), 0, size)
             batch = jax.tree.map(lambda a: a[rows], examples)
-            updates, memory = task.optimizer.update(
-                jax.grad(objective)(params, noise, batch), memory, params
-            )
+            grads = jax.grad(objective)(params, noise, batch)
+            updates, memory = task.optimizer.update(grads, memory, params)
             return optax.apply_updates(params, updates), memory
 
-        return jax.lax.fori_loop(start, stop, step, state)
+        # Traced bounds, where a scan would compile once more for a last stretch of another length.
+        return jax.lax.fori_loop(begin, end, step, state)
 
-    def look(params, key, splits):
-        losses = (objective(params, key, part) for part in (splits.train, splits.validation))
-        return (*losses, measure(params, splits.validation)[0])
+    def look(state: Tree, key: PRNGKeyArray, splits: Splits) -> tuple[Array, Array, dict]:
+        losses = (objective(state[0], key, part) for part in (splits.train, splits.validation))
+        return (*losses, measure(state[0], splits.validation)[0])
 
-    over_seeds = lambda f, axes=0: jax.jit(jax.vmap(f, axes))
-    return over_seeds(advance, (0, None, None, 0, 0)), over_seeds(look), over_seeds(measure)
+    def test(state: Tree, examples: Examples) -> tuple[dict[str, Array], Tree]:
+        return measure(state[0], examples)
+
+    vary = {advance: (0, None, None, 0, 0)}
+    return tuple(jax.jit(jax.vmap(f, vary.get(f, 0))) for f in (start, advance, look, test))

@@ -16,10 +16,11 @@ from ..task import Examples, Metric, Splits, Task, apply_mlp, init_mlp, split
 WRONG = 0.1
 # About the clean target's median and spread. Fixed, so that a metric can undo them.
 CENTRE, SCALE = 140.0, 77.0
+FRAME = (-100, 500)
 
 
 def load(seed: int) -> Splits:
-    """Ten measurements of a patient, and the disease a year later; one training value in ten x 10."""
+    """Ten measurements and the disease a year later; a tenth of the training scores times ten."""
     from sklearn.datasets import load_diabetes
 
     inputs, score = load_diabetes(return_X_y=True)
@@ -48,20 +49,22 @@ def median_error(pred: Float[Array, " n"], target: Float[Array, " n"]) -> Float[
 
 
 def draw_scatter(figure: Any, predictions: Mapping[str, Array], test: Examples) -> None:
-    """Prediction against truth: a loss that is misled lies above the diagonal."""
+    """Prediction against truth: a loss that is misled lies above the line."""
     axes = figure.subplots(1, len(predictions), sharex=True, sharey=True, squeeze=False)[0]
-    truth = CENTRE + SCALE * test.target
+    shown = lambda scaled: np.clip(CENTRE + SCALE * scaled, *FRAME)
     for panel, (name, pred) in zip(axes, predictions.items(), strict=True):
         panel.axline((150, 150), slope=1, color="0.6", lw=1)
-        panel.scatter(truth, CENTRE + SCALE * pred, s=12, alpha=0.7, color="tab:blue", lw=0)
+        panel.scatter(shown(test.target), shown(pred), s=12, alpha=0.7, color="tab:blue", lw=0)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel("true score (points)")
     axes[0].set_ylabel("predicted score (points)")
-    figure.suptitle("Clean test patients: predictions should lie around the diagonal")
+    figure.suptitle(
+        "Test patients of the first run, ideally around the line (at the edge: beyond it)"
+    )
 
 
 TASK = Task(
-    title="diabetes: disease score of 442 patients, 10 % of the training scores times ten",
+    title="diabetes: 442 patients, a tenth of the training scores times ten, validation and test clean",
     load=load,
     init=partial(init_mlp, sizes=(10, 32, 1)),
     apply=apply,
@@ -75,11 +78,11 @@ TASK = Task(
         "quantile_loss": partial(jaxloss.quantile_loss, quantile=0.45),
     },
     metrics=[
-        Metric("mean absolute error", "points", mean_error, higher_is_better=False, tolerance=1.0),
-        Metric("median absolute error", "points", median_error, False, tolerance=1.0),
+        Metric("mean absolute error", "points", mean_error, higher_is_better=False, tolerance=2.0),
+        Metric("median absolute error", "points", median_error, False, tolerance=2.0),
     ],
     optimizer=optax.adam(2e-3),
     batch_size=64,
-    steps=1500,
+    steps=1000,
     picture=draw_scatter,
 )
