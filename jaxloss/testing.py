@@ -4,7 +4,9 @@ One compiled call evaluates a case on a stack of probes (clean, poisoned, permut
 one more in float64 serves as the oracle; each law then compares plain numbers.
 """
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from . import losses
 from ._core.case import (
     Case,
     Draw,
@@ -33,6 +36,7 @@ __all__ = [
     "LAWS",
     "Case",
     "Draw",
+    "all_cases",
     "broken_laws",
     "check_loss",
     "draw_binary",
@@ -47,8 +51,16 @@ __all__ = [
 ]
 
 Arrays = dict[str, Any]
+Law = Callable[["_Trial"], Iterator[str]]
 EPS = float(np.finfo(np.float32).eps)
 DELETED = (1, 6)  # examples that the masks of the probes hide; six remain
+
+
+def all_cases() -> list[Case]:
+    """The cases of every loss in jaxloss, found by looking into its modules."""
+    modules = [info.name for info in pkgutil.iter_modules(losses.__path__)]
+    found = [importlib.import_module(f"{losses.__name__}.{name}") for name in modules]
+    return [case for module in found for case in getattr(module, "CASES", ())]
 
 
 def check_loss(loss: Callable[..., Any], case: Case) -> None:
@@ -62,13 +74,15 @@ def check_loss(loss: Callable[..., Any], case: Case) -> None:
         AssertionError: One line for each broken law, with what differed and by how much.
 
     >>> def cubic(pred, target, *, where=None, weights=None, reduction="mean"):
-    ...     if jnp.shape(pred) != jnp.shape(target):
-    ...         raise ValueError("cubic: target: expected the shape of pred")
-    ...     return jnp.mean(jnp.abs(pred - target) ** 3)  # forgets where and weights
-    >>> case = Case(cubic, dict(pred=draw_normal("B"), target=draw_normal("B")))
-    >>> check_loss(cubic, case)  # doctest: +ELLIPSIS
+    ...     return jaxloss.reduce(
+    ...         abs(pred - target) ** 3, where=where, weights=weights, reduction=reduction
+    ...     )
+    >>> case = Case(cubic, dict(pred=draw_normal("B C"), target=draw_normal("B C")))
+    >>> check_loss(cubic, case)
     Traceback (most recent call last):
-    AssertionError: cubic ...
+    AssertionError: cubic breaks 3 laws
+      errors: target with a trailing axis: expected ValueError, nothing was raised
+      garbage: ...
     """
     broken = broken_laws(loss, case)
     lines = [f"  {law}: {why}" for law, why in broken.items() if law not in case.without]
@@ -261,43 +275,47 @@ class _Trial:
         }
         other = {"earlier": part(np.arange(2)), "empty": part(np.arange(0))}
         doubled = self.along_batch(self.arrays, [0, *range(self.batch)])
-        half = {d: {n: self.arrays[n].astype(d) for n in self.floats} for d in HALF}
-        direction = _directions(self.differentiable(self.arrays), np.float32)
-        curved = _stack([self.probes[n][0] for n in ("clean", "equal", "zeros")])
-
-        def run(stack: Any, small: Any, others: Any, numbers: Any) -> dict[str, Any]:
-            arrays = self.arrays
-            floats = self.differentiable(arrays)
-            gradient = jax.grad(self.mean)
-
-            def curve(arrays: Arrays) -> Any:
-                return jax.jvp(
-                    lambda f: gradient(f, arrays), (self.differentiable(arrays),), (direction,)
-                )[1]
-
-            def body(carry: Any, _: Any) -> Any:
-                return carry, jax.grad(jax.checkpoint(self.mean))(carry, arrays)
-
-            return dict(
-                probes=jax.vmap(self.evaluate)(*stack),
-                small=jax.vmap(self.evaluate)(*small),
-                other={name: self.evaluate(*args) for name, args in others.items()},
-                plain=(self.call(arrays), self.call(arrays, reduction="none")),
-                doubled=self.call(doubled),
-                half={d: jax.value_and_grad(self.mean)(half[d], arrays) for d in HALF},
-                curve=jax.vmap(curve)(curved),
-                forward=jax.jvp(lambda f: self.mean(f, arrays), (floats,), (direction,)),
-                scanned=jax.lax.scan(body, floats, None, length=1)[1],
-                numbers=jax.value_and_grad(lambda n: self.call(arrays, **n))(numbers),
-            )
-
-        numbers = {k: np.float32(v) for k, v in self.numbers.items()}
-        stack, small = _stack(list(self.probes.values())), _stack(list(smaller.values()))
-        values = jax.device_get(jax.jit(run)(stack, small, other, numbers))
+        inputs = dict(
+            arrays=self.arrays,
+            probes=_stack(list(self.probes.values())),
+            small=_stack(list(smaller.values())),
+            other=other,
+            doubled=doubled,
+            half={d: {n: self.arrays[n].astype(d) for n in self.floats} for d in HALF},
+            curved=_stack([self.probes[n][0] for n in ("clean", "equal", "zeros")]),
+            direction=_directions(self.differentiable(self.arrays), np.float32),
+            numbers={k: np.float32(v) for k, v in self.numbers.items()},
+        )
+        values = jax.device_get(jax.jit(self.run)(inputs))
         values["probes"] = _unstack(values["probes"], self.probes)
         values["small"] = _unstack(values["small"], smaller)
-        values["direction"] = direction
+        values["direction"] = inputs["direction"]
         return values
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """All float32 evaluations; arrays are arguments, so that nothing is folded away."""
+        arrays, direction = inputs["arrays"], inputs["direction"]
+        floats = self.differentiable(arrays)
+
+        def curve(arrays: Arrays) -> Any:
+            gradient = lambda f: jax.grad(self.mean)(f, arrays)
+            return jax.jvp(gradient, (self.differentiable(arrays),), (direction,))[1]
+
+        def step(carry: Any, _: Any) -> Any:
+            return carry, jax.grad(jax.checkpoint(self.mean))(carry, arrays)
+
+        return dict(
+            probes=jax.vmap(self.evaluate)(*inputs["probes"]),
+            small=jax.vmap(self.evaluate)(*inputs["small"]),
+            other={name: self.evaluate(*probe) for name, probe in inputs["other"].items()},
+            plain=(self.call(arrays), self.call(arrays, reduction="none")),
+            doubled=self.call(inputs["doubled"]),
+            half={d: jax.value_and_grad(self.mean)(f, arrays) for d, f in inputs["half"].items()},
+            curve=jax.vmap(curve)(inputs["curved"]),
+            forward=jax.jvp(lambda f: self.mean(f, arrays), (floats,), (direction,)),
+            scanned=jax.lax.scan(step, floats, None, length=1)[1],
+            numbers=jax.value_and_grad(lambda n: self.call(arrays, **n))(inputs["numbers"]),
+        )
 
     @cached_property
     def oracle(self) -> dict[str, Any]:
@@ -316,7 +334,7 @@ class _Trial:
                 mean, grad = jax.value_and_grad(self.mean)(self.differentiable(arrays), arrays)
                 return dict(mean=mean, grad=grad, none=self.call(arrays, reduction="none"))
 
-            def run(stack: Any) -> dict[str, Any]:
+            def run(stack: Any, direction: Arrays) -> dict[str, Any]:
                 arrays = jax.tree.map(lambda x: x[0], stack)
                 floats = self.differentiable(arrays)
                 gradient = lambda f: jax.grad(self.mean)(f, arrays)
@@ -327,7 +345,7 @@ class _Trial:
                     curve=jax.jvp(gradient, (floats,), (direction,))[1],
                 )
 
-            values = jax.device_get(jax.jit(run)(_stack(list(wide.values()))))
+            values = jax.device_get(jax.jit(run)(_stack(list(wide.values())), direction))
         values["points"] = _unstack(values["points"], wide)
         values["direction"] = direction
         return values
@@ -673,7 +691,7 @@ def _devices(t: _Trial) -> Iterator[str]:
     yield from _differs("shard_map", jax.device_get(got), expected)
 
 
-LAWS: Mapping[str, Callable[[_Trial], Iterator[str]]] = {
+LAWS: Mapping[str, Law] = {
     "signature": _signature,
     "abstract": _abstract,
     "errors": _errors,

@@ -140,5 +140,5 @@ def require(ok: Callable[[], jax.Array], argument: str, expected: str, where: An
             hidden = ~where.reshape(where.shape + (1,) * (good.ndim - where.ndim))
             good = good | hidden
         checkify.debug_check(
-            jnp.all(good), message(argument, expected, "{bad} bad values"), bad=jnp.sum(~good)
+            jnp.all(good), message(argument, expected, "{bad} that are not"), bad=jnp.sum(~good)
         )

@@ -5,7 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .checks import check_array, check_axis, check_float, check_min_rank, check_shape, message, require
+from .checks import (
+    check_array,
+    check_axis,
+    check_float,
+    check_min_rank,
+    check_shape,
+    check_where,
+    message,
+    require,
+)
 from .numerics import safe_mul, widen
 from .reduce import mask
 from .sharding import one_hot, pick
@@ -45,7 +54,11 @@ def prepare(
             labels = labels.astype(jnp.int32)
         if ignore_index is not None:
             kept = labels != jnp.asarray(ignore_index).astype(labels.dtype)
-            where = kept if where is None else where & kept
+            if where is not None:
+                check_where(where)
+                check_shape(labels.shape, where=where)
+                kept &= where
+            where = kept
         (labels,) = mask(where, labels)
         classes = logits.shape[-1]
         require(lambda: valid(labels, classes), "labels", f"values in [0, {classes})", where)

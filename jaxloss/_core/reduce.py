@@ -18,14 +18,13 @@ def mask(where: Where | None, *arrays: Array, fill: float = 0) -> tuple[Array, .
     if where is None:
         return arrays
     check_where(where)
+    where = jnp.asarray(where)
     for array in arrays:
         if where.shape != array.shape[: where.ndim]:
             expected = f"shape {array.shape} or its leading axes"
             raise ValueError(message("where", expected, f"shape {where.shape}"))
-    return tuple(
-        jnp.where(where.reshape(where.shape + (1,) * (a.ndim - where.ndim)), a, jnp.asarray(fill, a.dtype))
-        for a in arrays
-    )
+    over = lambda a: where.reshape(where.shape + (1,) * (a.ndim - where.ndim))
+    return tuple(jnp.where(over(a), a, jnp.asarray(fill, a.dtype)) for a in arrays)
 
 
 def reduce(
@@ -60,10 +59,11 @@ def reduce(
         if where is not None:
             _check_units("where", where, values)
             check_where(where)
+            where = jnp.asarray(where)
             values = jnp.where(where, values, 0)
         if weights is not None:
             _check_units("weights", weights, values)
-            weights = weights.astype(values.dtype)
+            weights = jnp.asarray(weights).astype(values.dtype)
             weights = weights if where is None else jnp.where(where, weights, 0)
         if isinstance(reduction, str):
             return _named(values, where, weights, reduction)

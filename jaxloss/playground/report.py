@@ -59,11 +59,11 @@ def print_table(task: Task, histories: Mapping[str, History]) -> None:
 
 def _note(lead: Metric, history: History) -> str:
     margin = f"{lead.tolerance:g} {lead.unit}".strip()
+    spread = f"mean ± standard deviation over {history.seeds} seeds"
     return (
-        f"After {history.steps[-1]} steps; mean ± standard deviation over "
-        f"{_plural(history.seeds, 'seed')}. Losses have different units, so compare the "
-        f"{lead.name} columns. 'Overfits from' is the step of the best validation {lead.name}, "
-        f"where the last one is worse by more than {margin}."
+        f"After {history.steps[-1]} steps, {spread if history.seeds > 1 else 'one seed'}. Losses "
+        f"have different units, so compare the {lead.name} columns. 'Overfits from' is the step of "
+        f"the best validation {lead.name}, given where the last one is worse by more than {margin}."
     )
 
 
@@ -76,9 +76,8 @@ def draw(task: Task, histories: Mapping[str, History], path: Path) -> None:
     with rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 13}):
         figure = Figure((max(3 * columns, 9), sum(heights)), dpi=100, layout="constrained")
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        parts[0].suptitle(
-            f"{task.title}\n{_plural(first.seeds, 'run')} per loss, mean and standard deviation"
-        )
+        runs = f"\nline and band: mean and standard deviation over {first.seeds} seeds"
+        parts[0].suptitle(task.title + runs * (first.seeds > 1))
         _draw_curves(parts[0], task.metrics[0], histories, rows, columns)
         if task.picture is not None:
             predictions = {name: history.predictions for name, history in histories.items()}
@@ -99,8 +98,9 @@ def _draw_curves(
         _line(above, history.steps, history.train, "tab:orange", "training")
         _line(above, history.steps, history.validation, "tab:blue", "validation")
         for other in histories.values():
-            mean = other.metrics[lead.name].mean(axis=1)
-            below.plot(other.steps, mean, color="0.8", lw=1, label="the other losses, validation")
+            if other is not history:
+                mean = other.metrics[lead.name].mean(axis=1)
+                below.plot(other.steps, mean, color="0.8", lw=1, label="validation, other losses")
         _line(below, history.steps, history.metrics[lead.name], "tab:blue", "validation")
         overfit = history.overfits_from(lead)
         for panel in (above, below) if overfit is not None else ():
@@ -109,7 +109,7 @@ def _draw_curves(
         above.tick_params(labelbottom=False)
         below.tick_params(labelleft=False)
         below.set_xlabel("step")
-    _share_scale(panels[:, 1], [h.metrics[lead.name] for h in histories.values()], lead)
+    _share_scale(list(panels[:, 1]), [h.metrics[lead.name] for h in histories.values()], lead)
     for above, below in panels[::columns]:
         above.set_ylabel("loss, in its own unit")
         below.set_ylabel(f"validation\n{lead.label}")
@@ -119,7 +119,7 @@ def _draw_curves(
 
 
 def _line(panel: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> None:
-    mean, std = values.mean(axis=1), values.std(axis=1)
+    mean, std = values.mean(axis=1), _std(values)
     panel.plot(steps, mean, color=color, lw=1.6, label=label)
     panel.fill_between(steps, mean - std, mean + std, color=color, alpha=0.2, lw=0)
 
@@ -140,10 +140,6 @@ def _share_scale(panels: Sequence[Axes], curves: Sequence[np.ndarray], lead: Met
             panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + "s" * (count != 1)
-
-
 def _winner(histories: Mapping[str, History], lead: Metric) -> str:
     worst = -np.inf if lead.higher_is_better else np.inf
     test = {name: history.test[lead.name].mean() for name, history in histories.items()}
@@ -151,9 +147,14 @@ def _winner(histories: Mapping[str, History], lead: Metric) -> str:
     return best(test, key=lambda name: np.nan_to_num(test[name], nan=worst))
 
 
+def _std(values: np.ndarray) -> np.ndarray:
+    """Standard deviation over seeds; that of a single one is 0."""
+    return values.std(axis=-1, ddof=int(values.shape[-1] > 1))
+
+
 def _spread(values: np.ndarray) -> str:
     """Mean and standard deviation with three digits of the mean; the mean alone for one seed."""
-    mean, std = float(values.mean()), float(values.std())
+    mean, std = float(values.mean()), float(_std(values))
     size = np.log10(abs(mean)) if np.isfinite(mean) and mean else 0
     digits = int(np.clip(2 - np.floor(size), 0, 4))
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if len(values) > 1 else "")

@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
@@ -54,7 +53,8 @@ class History:
 
 def load(task: Task, seeds: int) -> Splits:
     """Splits of all seeds, stacked: a seed draws the split, the damage, the weights and batches."""
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *(task.load(i) for i in range(seeds)))
+    drawn = [task.load(seed) for seed in range(seeds)]
+    return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *drawn))
 
 
 def evaluation_steps(steps: int) -> np.ndarray:
@@ -72,20 +72,25 @@ def train(
 ) -> History:
     """Train with one loss on every seed of `splits`, side by side under one `vmap`."""
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(splits)[0]))
-    start, advance, look, test = _programs(task, loss)
-    state, seen, stops = start(keys), [], evaluation_steps(steps)
-    for begin, end in pairwise([0, *stops]):
+    advance, look, test = _programs(task, loss)
+    params = jax.vmap(task.init)(keys)
+    state, seen, stops = (
+        (params, jax.vmap(task.optimizer.init)(params)),
+        [],
+        evaluation_steps(steps),
+    )
+    for begin, end in pairwise([0, *stops.tolist()]):
         state = advance(state, begin, end, keys, splits.train)
         seen.append(jax.device_get(look(state, keys, splits)))
         on_evaluation()
     train_loss, validation_loss, metrics = jax.tree.map(lambda *a: np.stack(a), *seen)
-    test_metrics, predictions = jax.device_get(test(state, splits.test))
-    first = jax.tree.map(lambda a: np.asarray(a[0]), (predictions, splits.test))
+    (test_metrics, predictions), examples = jax.device_get((test(state, splits.test), splits.test))
+    first = jax.tree.map(lambda a: a[0], (predictions, examples))
     return History(stops, train_loss, validation_loss, metrics, test_metrics, *first)
 
 
-def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any, Any, Any]:
-    """Start, train between two steps, evaluate and predict: each compiled over all seeds."""
+def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any, Any]:
+    """Train between two steps, evaluate, predict: each compiled over all seeds."""
     predict = task.predict or task.apply
 
     def objective(params: Tree, key: PRNGKeyArray, examples: Examples) -> Array:
@@ -96,31 +101,30 @@ def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any
         pred = predict(params, examples.inputs)
         return {m.name: m.measure(pred, examples.target) for m in task.metrics}, pred
 
-    def start(key: PRNGKeyArray) -> tuple[Tree, Tree]:
-        params = task.init(key)
-        return params, task.optimizer.init(params)
-
     def advance(state: Tree, begin: int, end: int, key: PRNGKeyArray, examples: Examples) -> Tree:
         size = len(jax.tree.leaves(examples)[0])
 
         def step(i: Array, state: Tree) -> Tree:
-            params, memory = state
+            params, opt_state = state
             draw, noise = jax.random.split(jax.random.fold_in(key, i))
             rows = jax.random.randint(draw, (task.batch_size,), 0, size)
             batch = jax.tree.map(lambda a: a[rows], examples)
             grads = jax.grad(objective)(params, noise, batch)
-            updates, memory = task.optimizer.update(grads, memory, params)
-            return optax.apply_updates(params, updates), memory
+            updates, opt_state = task.optimizer.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
 
         # Traced bounds, where a scan would compile once more for a last stretch of another length.
         return jax.lax.fori_loop(begin, end, step, state)
 
-    def look(state: Tree, key: PRNGKeyArray, splits: Splits) -> tuple[Array, Array, dict]:
-        losses = (objective(state[0], key, part) for part in (splits.train, splits.validation))
-        return (*losses, measure(state[0], splits.validation)[0])
+    def look(
+        state: Tree, key: PRNGKeyArray, splits: Splits
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        params, (seen, unseen, _) = state[0], splits
+        metrics, _ = measure(params, unseen)
+        return objective(params, key, seen), objective(params, key, unseen), metrics
 
     def test(state: Tree, examples: Examples) -> tuple[dict[str, Array], Tree]:
         return measure(state[0], examples)
 
-    vary = {advance: (0, None, None, 0, 0)}
-    return tuple(jax.jit(jax.vmap(f, vary.get(f, 0))) for f in (start, advance, look, test))
+    over_seeds = jax.vmap(advance, in_axes=(0, None, None, 0, 0))
+    return jax.jit(over_seeds), jax.jit(jax.vmap(look)), jax.jit(jax.vmap(test))

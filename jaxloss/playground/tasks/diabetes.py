@@ -64,7 +64,7 @@ def draw_scatter(figure: Any, predictions: Mapping[str, Array], test: Examples) 
 
 
 TASK = Task(
-    title="diabetes: 442 patients, a tenth of the training scores times ten, validation and test clean",
+    title="diabetes: 442 patients, 10 % of the training scores ten times too high, the rest clean",
     load=load,
     init=partial(init_mlp, sizes=(10, 32, 1)),
     apply=apply,

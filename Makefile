@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: demo test parity lint bench notebooks clean
+
+demo: $(VENV)/demo.stamp  ## Train one model per loss on real data; table here, pictures in out/
+	$(BIN)/python -m jaxloss compare
+
+test: $(VENV)/test.stamp  ## Every test that needs no peer
+	$(PYTEST) -n auto --ignore tests/parity tests
+
+parity: $(VENV)/peers.stamp  ## Compare with torch, optax, Keras, scikit-learn and scipy
+	$(PYTEST) -n auto tests/parity
+
+lint: $(VENV)/dev.stamp  ## Style, types and the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/peers.stamp  ## Time and memory against the peers, in one process
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .cache out
+
+$(VENV)/base.stamp:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+$(VENV)/demo.stamp: $(VENV)/base.stamp pyproject.toml
+	$(INSTALL) -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(INSTALL) -c constraints.txt --group test
+	touch $@
+
+# pip, not uv: a site's own index settings for torch's CPU build are pip's.
+$(VENV)/peers.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group peers
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/test.stamp
+	$(INSTALL) -c constraints.txt --group dev
+	touch $@
