@@ -115,7 +115,7 @@ def test_the_docstring_tells_formula_units_source_and_an_example(family: ModuleT
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_annotations_hold_on_every_case(case: Case) -> None:
     typed: Callable[..., Any] = jaxtyped(typechecker=beartype)(inspect.unwrap(case.loss))
-    jax.eval_shape(lambda a: typed(*a.values(), **case.config), case.draw())
+    jax.eval_shape(lambda *a: typed(*a, **case.config), *case.draw().values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
