@@ -17,8 +17,9 @@ from .checks import (
 )
 from .numerics import safe_mul, widen
 from .reduce import mask
-from .sharding import one_hot, pick
+from .sharding import pick
 from .typing import Where
+
 
 def is_integer(labels: Array) -> bool:
     """Integer labels name a class; floating or bool ones are dense targets."""
@@ -74,9 +75,7 @@ def prepare(
     logits, labels = mask(where, logits, *widen(labels))
     if wide:
         logits, labels = widen(logits, labels)
-    require(
-        lambda: jnp.abs(jnp.sum(labels, axis=-1) - 1) < 1e-3, "labels", "sums of 1", where
-    )
+    require(lambda: jnp.abs(jnp.sum(labels, axis=-1) - 1) < 1e-3, "labels", "sums of 1", where)
     require(lambda: labels >= 0, "labels", "values of at least 0", where)
     return logits, labels, where
 

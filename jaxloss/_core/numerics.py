@@ -1,5 +1,8 @@
 """Arithmetic whose value and gradient stay finite at the edges."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -67,3 +70,54 @@ def xlogx(x: Array) -> Array:
     """x log x for x >= 0, with value 0 and gradient 0 at 0."""
     zero = x == 0
     return jnp.where(zero, 0, x * jnp.log(jnp.where(zero, 1, x)))
+
+
+@jax.custom_jvp
+def expm1(x: Array) -> Array:
+    """exp(x) - 1 with the derivative exp(x); that of `jnp.expm1` cancels for x far below 0."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (moved,) = primals, tangents
+    return expm1(x), jnp.exp(x) * moved
+
+
+def power_of_log(log_x: Array, exponent: Array) -> Array:
+    """Power of x from log x; at x = 0 value and derivatives are 0, whatever the exponent."""
+    zero = log_x == -jnp.inf
+    return jnp.where(zero, 0, jnp.exp(exponent * jnp.where(zero, 0, log_x)))
+
+
+def box_cox(log_x: Array, power: Array) -> Array:
+    """(x ** power - 1) / power from log x: log x at power 0, and smooth in both there.
+
+    At x = 0 it is -1 / power, or -inf where power <= 0, with zero gradient.
+    """
+    zero = log_x == -jnp.inf
+    log_x = jnp.where(zero, 0, log_x)
+    u = power * log_x
+    near = jnp.abs(u) < 0.1
+    series = horner(_EXPM1_OVER_X, jnp.where(near, u, 0)) * jnp.where(near, log_x, 0)
+    exact = expm1(jnp.where(near, 0, u)) / jnp.where(near, 1, power)
+    at_zero = jnp.where(power > 0, -1 / jnp.where(power > 0, power, 1), -jnp.inf)
+    return jnp.where(zero, at_zero, jnp.where(near, series, exact))
+
+
+def horner(coefficients: Sequence[float | Array], x: Array) -> Array:
+    """The polynomial with these coefficients, the constant one first."""
+    total = jnp.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        total = total * x + coefficient
+    return total
+
+
+_EXPM1_OVER_X = [1 / math.factorial(k + 1) for k in range(11)]
+
+
+def log1p_square(x: Array) -> Array:
+    """log(1 + x^2) without overflow."""
+    big = jnp.abs(x) > 1e9  # the 1 is below the last digit of a double there
+    near = jnp.log1p(jnp.where(big, 1, x) ** 2)
+    return jnp.where(big, 2 * jnp.log(jnp.abs(jnp.where(big, x, 1))), near)

@@ -13,8 +13,31 @@ def one_hot(labels: Array, classes: int) -> Array:
 
 
 def pick(values: Array, labels: Array) -> Array:
-    """`values[..., label]` without a gather, so that classes may be sharded."""
-    return jnp.sum(jnp.where(one_hot(labels, values.shape[-1]), values, 0), axis=-1)
+    """`values[..., label]`; for a label out of range some value of the row, to be poisoned.
+
+    A gather where the class axis is whole, a fused comparison where it is sharded on an Explicit
+    mesh, which has no rule for such a gather.
+    """
+    if _is_sharded(values, -1):
+        return jnp.sum(jnp.where(one_hot(labels, values.shape[-1]), values, 0), axis=-1)
+    return jnp.take_along_axis(values, labels[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def lookup(vector: Array, labels: Array) -> Array:
+    """`vector[label]` for a replicated vector and labels of any sharding."""
+    if any(_is_sharded(labels, axis) for axis in range(labels.ndim)):
+        table = jnp.broadcast_to(vector, (*labels.shape, vector.shape[0]))
+        return jnp.sum(jnp.where(one_hot(labels, vector.shape[0]), table, 0), axis=-1)
+    return jnp.take(vector, labels, mode="clip")
+
+
+def _is_sharded(x: Array, axis: int) -> bool:
+    """Whether this axis is split over an Explicit mesh."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return False
+    spec = [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
+    return spec[axis] is not None
 
 
 def unshard(x: Array, *axes: int) -> Array:

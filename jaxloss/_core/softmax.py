@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .labels import is_integer, label_values, poison, valid
 from .numerics import numbers, safe_mul, widen
-from .sharding import one_hot, pick
+from .sharding import lookup, one_hot, pick
 
 EXACT_CLASSES = 1024  # up to here probabilities near 1 keep every digit; above, speed wins
 
@@ -38,66 +38,98 @@ def cross_entropy(
 ) -> Array:
     """Cross-entropy of each row in float32 or wider: smooth first, then weight the classes.
 
-    `-sum_k w_k ((1 - s) t_k + s / K) log p_k`; logits may still be 16-bit. `(*batch, K)` -> `(*batch,)`
+    `-sum_k w_k ((1 - s) t_k + s / K) log p_k`, `(*batch, K) -> (*batch,)`. Logits may still be
+    16-bit: with integer labels they are never copied in float32.
     """
     classes = logits.shape[-1]
     plain = isinstance(label_smoothing, (int, float)) and label_smoothing == 0
     (like,) = widen(logits[..., :0])
     (smoothing,) = numbers(like, label_smoothing=label_smoothing)
-    if is_integer(labels) and classes > EXACT_CLASSES:
-        ok = valid(labels, classes)
-        if plain and class_weights is None and logits.dtype == like.dtype:
-            values = jax.nn.logsumexp(logits, axis=-1) - pick(logits, labels)
-            return poison(values, ok)
-        scale = 1 - smoothing
+    if not is_integer(labels):
+        nll = neg_log_softmax(*widen(logits))
         if class_weights is not None:
-            scale = scale * pick(jnp.broadcast_to(class_weights, logits.shape), labels)
-        spread = smoothing / classes * (1 if class_weights is None else class_weights)
-        scale = poison(jnp.broadcast_to(scale, labels.shape), ok)
-        return _many_classes(logits, labels, scale, None if plain else spread)
-    (logits,) = widen(logits)
-    if is_integer(labels):
-        logits = poison(logits, valid(labels, classes)[..., None])
-    nll = neg_log_softmax(logits)
+            nll = safe_mul(jnp.broadcast_to(class_weights, nll.shape), nll)
+        values = label_values(nll, labels)
+        return values if plain else (1 - smoothing) * values + smoothing * jnp.mean(nll, axis=-1)
+    ok = valid(labels, classes)
+    if plain and class_weights is None and logits.dtype == like.dtype and classes > EXACT_CLASSES:
+        largest = _largest(logits)
+        total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
+        return poison(jnp.log(total) + largest - pick(logits, labels), ok)
+    scale = poison(jnp.broadcast_to(1 - smoothing, labels.shape), ok)
+    spread = smoothing / classes
     if class_weights is not None:
-        nll = safe_mul(jnp.broadcast_to(class_weights, nll.shape), nll)
-    values = label_values(nll, labels)
-    return values if plain else (1 - smoothing) * values + smoothing * jnp.mean(nll, axis=-1)
+        scale = scale * lookup(class_weights, labels)
+        spread = spread * class_weights.reshape((1,) * labels.ndim + (classes,))
+    return _rows(logits, labels, scale, None if plain else spread)
 
 
 @jax.custom_jvp
-def _many_classes(logits: Array, labels: Array, scale: Array, spread: Array | None) -> Array:
-    """`scale (lse - z_y) + sum_k spread_k (lse - z_k)`; the gradient needs only logits and lse."""
+def _rows(logits: Array, labels: Array, scale: Array, spread: Array | None) -> Array:
+    """`scale nll + sum_k spread_k (lse - z_k)`; the gradient keeps only logits and row sums."""
+    largest, _, rest, gap = _parts(logits, labels)
+    nll = _nll(rest, gap)
+    if spread is None:
+        return scale * nll
     (z,) = widen(logits)
-    lse = jax.nn.logsumexp(z, axis=-1)
-    values = scale * (lse - pick(z, labels))
-    if spread is not None:
-        values += _total(spread, z) * lse - jnp.sum(spread * z, axis=-1)
-    return values
+    return scale * nll + _total(spread, z) * (nll + gap + largest) - jnp.sum(spread * z, axis=-1)
+
+
+def _largest(logits: Array) -> Array:
+    largest = jax.lax.stop_gradient(widen(jnp.max(logits, axis=-1))[0])
+    return jnp.where(jnp.isfinite(largest), largest, 0)
+
+
+def _parts(logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
+    """Maximum, exponentials, their sum without the label's, and the label's logit over the maximum.
+
+    Leaving the label out of the sum keeps 1 - p exact when p is almost 1.
+    """
+    largest = _largest(logits)
+    powers = jnp.exp(widen(logits)[0] - largest[..., None])
+    rest = jnp.sum(jnp.where(one_hot(labels, logits.shape[-1]), 0, powers), axis=-1)
+    return largest, powers, rest, widen(pick(logits, labels))[0] - largest
+
+
+def _nll(rest: Array, gap: Array) -> Array:
+    return jnp.log1p(rest + jnp.expm1(gap)) - gap
 
 
 def _total(spread: Array, z: Array) -> Array:
-    return jnp.sum(jnp.broadcast_to(spread, z.shape[-1:]))
+    return jnp.sum(spread) * (1 if spread.ndim else z.shape[-1])
 
 
-def _many_classes_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _rows_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     logits, labels, scale, spread = primals
     logits_dot, _, scale_dot, spread_dot = tangents
-    out = _many_classes(logits, labels, scale, spread)
+    out = _rows(logits, labels, scale, spread)
+    largest, powers, rest, gap = _parts(logits, labels)
+    hit = one_hot(labels, logits.shape[-1])
+    norm = rest + jnp.exp(gap)
+    nll = _nll(rest, gap)
+    log_norm = jnp.log(norm)
     (z,) = widen(logits)
-    lse = jax.nn.logsumexp(z, axis=-1)
     out_dot = jnp.zeros_like(out)
-    if not isinstance(logits_dot, SymbolicZero):
-        mass = scale if spread is None else scale + _total(spread, z)
-        slope = jnp.exp(z - lse[..., None]) * mass[..., None]
-        slope -= jnp.where(one_hot(labels, z.shape[-1]), scale[..., None], 0)
+    if isinstance(logits_dot, SymbolicZero):
+        pass
+    elif spread is None and logits.dtype == z.dtype:  # the exponentials become the gradient
+        others = jnp.sum(jnp.where(hit, 0, powers) * logits_dot, axis=-1)
+        out_dot += scale / norm * (others - rest * pick(logits_dot, labels))
+    else:  # recomputed from the logits: cheaper than a float32 copy
+        share = -scale * rest / norm
+        mass = scale
+        if spread is not None:
+            mass = scale + _total(spread, z)
+            share += (mass - scale) * jnp.exp(gap) / norm
+        slope = jnp.exp((z - largest[..., None]) - log_norm[..., None]) * mass[..., None]
+        slope = jnp.where(hit, share[..., None], slope)
         slope = slope if spread is None else slope - spread
-        out_dot += jnp.sum(slope * logits_dot.astype(z.dtype), axis=-1)
+        out_dot += jnp.sum(slope * widen(logits_dot)[0], axis=-1)
     if not isinstance(scale_dot, SymbolicZero):
-        out_dot += scale_dot * (lse - pick(z, labels))
+        out_dot += scale_dot * nll
     if spread is not None and not isinstance(spread_dot, SymbolicZero):
-        out_dot += _total(spread_dot, z) * lse - jnp.sum(spread_dot * z, axis=-1)
+        out_dot += _total(spread_dot, z) * (largest + log_norm) - jnp.sum(spread_dot * z, axis=-1)
     return out, out_dot
 
 
-_many_classes.defjvp(_many_classes_jvp, symbolic_zeros=True)
+_rows.defjvp(_rows_jvp, symbolic_zeros=True)

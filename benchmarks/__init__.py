@@ -1,0 +1,1 @@
+"""Time and memory of jaxloss against its peers, side by side in one process."""
