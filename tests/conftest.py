@@ -1,9 +1,16 @@
-"""Eight host devices for the device law; the random state of tests is fixed."""
+"""Eight host devices for the device law, and the options that rewrite published tables."""
 
 import os
+
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-readme", action="store_true", help="rewrite the README's tables")
+    parser.addoption("--write-parity", action="store_true", help="rewrite tests/parity/README.md")

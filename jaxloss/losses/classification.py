@@ -1,11 +1,13 @@
 """Cross-entropy between logits and labels, binary and categorical, and its closest relatives."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Shaped
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from .._core.case import Case, draw_binary, draw_labels, draw_log_probs, draw_normal, draw_probs
-from .._core.checks import check_array
+from .._core.checks import check_array, require
 from .._core.compiled import compiled
 from .._core.labels import class_vectors, label_values, prepare
 from .._core.numerics import numbers, safe_mul
@@ -27,7 +29,7 @@ def sigmoid_binary_cross_entropy(
     logits: Float[Array, "*shape"],
     labels: Shaped[Array, "*shape"],
     *,
-    pos_weight: Number | Float[Array, " classes"] | None = None,
+    pos_weight: Number | Float[ArrayLike, " classes"] | None = None,
     label_smoothing: Number = 0.0,
     where: Where | None = None,
     weights: Values | None = None,
@@ -72,7 +74,7 @@ def sigmoid_binary_cross_entropy(
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
-def _pos_weight(logits: Array, pos_weight: Number | Array) -> Array:
+def _pos_weight(logits: Array, pos_weight: Any) -> Array:
     check_array(pos_weight=pos_weight)
     if jnp.ndim(pos_weight) == 0 or logits.ndim == 0:
         return numbers(logits, pos_weight=pos_weight)[0]
@@ -85,7 +87,7 @@ def softmax_cross_entropy(
     labels: Integer[Array, "*batch"] | Shaped[Array, "*batch classes"],
     *,
     axis: int = -1,
-    class_weights: Float[Array, " classes"] | None = None,
+    class_weights: Float[ArrayLike, " classes"] | None = None,
     label_smoothing: Number = 0.0,
     ignore_index: int | None = None,
     where: Where | None = None,
@@ -142,7 +144,7 @@ def nll_loss(
     labels: Integer[Array, "*batch"] | Shaped[Array, "*batch classes"],
     *,
     axis: int = -1,
-    class_weights: Float[Array, " classes"] | None = None,
+    class_weights: Float[ArrayLike, " classes"] | None = None,
     ignore_index: int | None = None,
     where: Where | None = None,
     weights: Values | None = None,
@@ -179,6 +181,7 @@ def nll_loss(
     log_probs, labels, where = prepare(
         log_probs, labels, axis=axis, where=where, ignore_index=ignore_index, first="log_probs"
     )
+    require(lambda: log_probs < 1e-3, "log_probs", "values of at most 0", where)
     nll = -log_probs
     if class_weights is not None:
         (class_weights,) = class_vectors(nll, class_weights=class_weights)
@@ -257,10 +260,9 @@ CASES = (
     Case(softmax_cross_entropy, _DENSE, label="dense"),
     Case(
         softmax_cross_entropy,
-        dict(logits=draw_normal("B C T", scale=2), labels=draw_labels("B T")),
-        dict(axis=1, class_weights=_WEIGHTS, label_smoothing=0.1, ignore_index=2),
+        _CLASSES,
+        dict(class_weights=_WEIGHTS, label_smoothing=0.1, ignore_index=2),
         label="weighted",
-        positions="B T",
         without=_IGNORED,
     ),
     Case(softmax_cross_entropy, _CLASSES, sizes={"C": 1030, "T": 2}, label="many"),

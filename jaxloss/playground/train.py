@@ -74,11 +74,8 @@ def train(
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(splits)[0]))
     advance, look, test = _programs(task, loss)
     params = jax.vmap(task.init)(keys)
-    state, seen, stops = (
-        (params, jax.vmap(task.optimizer.init)(params)),
-        [],
-        evaluation_steps(steps),
-    )
+    state = params, jax.vmap(task.optimizer.init)(params)
+    seen, stops = [], evaluation_steps(steps)
     for begin, end in pairwise([0, *stops.tolist()]):
         state = advance(state, begin, end, keys, splits.train)
         seen.append(jax.device_get(look(state, keys, splits)))

@@ -4,10 +4,6 @@ import pytest
 from parity import peers
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-parity", action="store_true", help="rewrite tests/parity/README.md")
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--write-parity"):
         peers.write_table()

@@ -74,6 +74,6 @@ TASK = Task(
     metrics=[Metric("accuracy", "%", accuracy, higher_is_better=True, tolerance=1.0)],
     optimizer=optax.adam(2e-3),
     batch_size=128,
-    steps=1500,
+    steps=1000,
     picture=draw_answers,
 )
