@@ -11,12 +11,14 @@ LIMIT = 400_000
 
 
 def build(folder: str) -> Path:
+    """Build the wheel into a folder."""
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return next(Path(folder).glob("*.whl"))
 
 
 def main() -> None:
+    """Size, content and repeatability of the wheel."""
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         wheels = [build(first), build(second)]
         digests = {hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels}

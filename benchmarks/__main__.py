@@ -24,7 +24,18 @@ def rows() -> list[Row]:
 def table(results: list[Result]) -> Table:
     """One line for each row and peer."""
     view = Table(title="jaxloss against peers: ratio of medians, below 1 is faster")
-    for column in ("row", "shape", "peer", "ours", "peer's", "ratio", "target", "", "temp", "peer's temp"):
+    for column in (
+        "row",
+        "shape",
+        "peer",
+        "ours",
+        "peer's",
+        "ratio",
+        "target",
+        "",
+        "temp",
+        "peer's temp",
+    ):
         view.add_column(column, justify="left" if column in ("row", "shape", "peer") else "right")
     for result in results:
         ours = next(iter(result.medians))
@@ -70,10 +81,16 @@ def main() -> None:
     for row in everything:
         if row.name in chosen:
             with console.status(f"{row.name} {row.shape}"):
-                row = row if options.seconds is None else Row(**{**vars(row), "seconds": options.seconds})
+                row = (
+                    row
+                    if options.seconds is None
+                    else Row(**{**vars(row), "seconds": options.seconds})
+                )
                 results.append(measure(row))
     console.print(table(results))
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}")
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
+    )
     if options.out:
         figures = [
             dict(name=r.row.name, shape=r.row.shape, medians=r.medians, temporaries=r.temporaries)

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import optax
 import torch
 
+import jaxloss
 from benchmarks.measure import Contender, Row, compiled, eager
 
 Arrays = tuple[jax.Array, jax.Array]
@@ -89,7 +89,14 @@ def gradient_outside_jit(logits: jax.Array, labels: jax.Array) -> Mapping[str, C
 F32, BF16 = jnp.float32, jnp.bfloat16
 CAST = "optax, cast to float32"
 ROWS = (
-    Row("ce_int_f32", "4096 x 32768", draw(4096, 32768, F32), plain, {"optax": 1.05, "torch": 1.0}, 15),
+    Row(
+        "ce_int_f32",
+        "4096 x 32768",
+        draw(4096, 32768, F32),
+        plain,
+        {"optax": 1.05, "torch": 1.0},
+        15,
+    ),
     Row("ce_int_bf16", "4096 x 32768", draw(4096, 32768, BF16), plain, {CAST: 0.9}, 15),
     Row("ce_small_f32", "32 x 10", draw(32, 10, F32), plain, {"optax": 1.05}, 2),
     Row("ce_small_bf16", "32 x 10", draw(32, 10, BF16), plain, {CAST: 1.05}, 2),

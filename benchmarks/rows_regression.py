@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import optax
 import torch
 import torch.nn.functional as F
 
+import jaxloss
 from benchmarks.measure import Contender, Row, compiled, eager
 
 Pair = tuple[jax.Array, jax.Array]
@@ -24,7 +24,9 @@ def draw(*shape: int) -> Callable[[np.random.Generator], Pair]:
     return sample
 
 
-def against(ours: Loss, theirs: Loss, torchs: Loss | None) -> Callable[..., Mapping[str, Contender]]:
+def against(
+    ours: Loss, theirs: Loss, torchs: Loss | None
+) -> Callable[..., Mapping[str, Contender]]:
     def build(pred: jax.Array, target: jax.Array) -> Mapping[str, Contender]:
         mean = lambda p, t: jnp.mean(theirs(p, t))
         contenders = {

@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jaxloss
 import pytest
 from beartype import beartype
+from jaxtyping import jaxtyped
+
+import jaxloss
 from jaxloss import losses
 from jaxloss.testing import Case, all_cases
-from jaxtyping import jaxtyped
 
 FAMILIES = [
     importlib.import_module(f"{losses.__name__}.{info.name}")
@@ -40,7 +41,9 @@ def ids(value: Any) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=ids)
-def test_a_family_lists_its_public_names_in_order_and_the_package_exports_them(family: ModuleType) -> None:
+def test_a_family_lists_its_public_names_in_order_and_the_package_exports_them(
+    family: ModuleType,
+) -> None:
     assert list(family.__all__) == sorted(family.__all__)
     assert isinstance(family.CASES, tuple)
     public = {
@@ -93,7 +96,9 @@ def test_the_signature_follows_the_contract(family: ModuleType, name: str) -> No
 
 
 @pytest.mark.parametrize(("family", "name"), LOSSES, ids=ids)
-def test_the_docstring_tells_formula_units_source_and_an_example(family: ModuleType, name: str) -> None:
+def test_the_docstring_tells_formula_units_source_and_an_example(
+    family: ModuleType, name: str
+) -> None:
     doc = inspect.getdoc(getattr(family, name))
     assert doc is not None
     first = doc.splitlines()[0]
@@ -127,7 +132,16 @@ def test_every_case_can_be_exported(case: Case) -> None:
 
 @pytest.mark.parametrize("path", FLOORS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_losses_touch_neither_files_nor_network_nor_other_processes(path: Path) -> None:
-    banned_modules = {"pickle", "ctypes", "subprocess", "socket", "urllib", "os", "shutil", "requests"}
+    banned_modules = {
+        "pickle",
+        "ctypes",
+        "subprocess",
+        "socket",
+        "urllib",
+        "os",
+        "shutil",
+        "requests",
+    }
     banned_calls = {"eval", "exec", "open", "__import__", "compile"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -6,12 +6,13 @@ import pydoc
 import chex
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jaxloss
 from jaxloss._core import numerics, sharding
 from jaxloss._core.checks import check_axis, check_float, check_last, check_min_rank, naming
 from jaxloss._core.compiled import compiled
@@ -72,7 +73,9 @@ def test_a_bad_shape_raises_our_message_eagerly_and_under_jit(wrap) -> None:
 
 
 def test_a_bad_shape_raises_our_message_under_vmap() -> None:
-    with pytest.raises(ValueError, match=r"squared_error: target: expected shape \(4,\), got \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"squared_error: target: expected shape \(4,\), got \(3,\)"
+    ):
         jax.vmap(jaxloss.squared_error)(jnp.ones((2, 4)), jnp.ones((2, 3)))
 
 
@@ -88,7 +91,11 @@ def test_disabling_the_asserts_of_chex_changes_no_result() -> None:
 
 
 def test_checks_name_the_outermost_loss() -> None:
-    with naming("outer"), naming("inner"), pytest.raises(TypeError, match="^outer: pred: expected a"):
+    with (
+        naming("outer"),
+        naming("inner"),
+        pytest.raises(TypeError, match="^outer: pred: expected a"),
+    ):
         check_float(pred=jnp.ones(2, int))
 
 
@@ -182,7 +189,9 @@ def test_pick_needs_no_gather_whichever_axis_is_sharded(spec, kind) -> None:
 
 
 def test_unshard_replicates_the_named_axes_of_an_explicit_mesh_only() -> None:
-    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh(
+        (2,), ("data",), devices=jax.devices()[:2], axis_types=(AxisType.Explicit,)
+    )
     with jax.set_mesh(mesh):
         x = jax.device_put(jnp.ones((2, 2)), NamedSharding(mesh, PartitionSpec("data", None)))
         assert sharding.unshard(x, 1).sharding.spec == PartitionSpec("data", None)

@@ -7,8 +7,9 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import pytest
+
+import jaxloss
 
 NAMES = ["jaxloss"] + [
     info.name

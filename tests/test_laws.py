@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+
 from jaxloss.testing import Case, all_cases, check_loss
 
 CASES = all_cases()

@@ -8,8 +8,9 @@ import pkgutil
 import re
 from pathlib import Path
 
-import jaxloss
 import pytest
+
+import jaxloss
 from jaxloss import losses
 
 README = Path(__file__).parents[1] / "README.md"
@@ -37,7 +38,9 @@ def families() -> str:
             for name in family.__all__
             if getattr(family, name).__name__ != name
         }
-        shown = [f"`{n}`" + "".join(f" (`{a}`)" for a, of in aliases.items() if of == n) for n in names]
+        shown = [
+            f"`{n}`" + "".join(f" (`{a}`)" for a, of in aliases.items() if of == n) for n in names
+        ]
         lines.append(f"| **{info.name}**: {inspect.getdoc(family)} | {', '.join(shown)} |")
     return "\n".join(lines) + "\n"
 

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, PartitionSpec
+
+import jaxloss
 from jaxloss._core.reduce import mask
 
 VALUES = jnp.array([1.0, 5.0, 3.0, 2.0])
@@ -70,7 +71,11 @@ def test_a_callable_gets_hidden_units_with_weight_zero() -> None:
         (dict(reduction=7), TypeError, "reduce: reduction: expected 'mean', 'sum'"),
         (dict(where=jnp.ones((4, 1), bool)), ValueError, r"reduce: where: expected shape \(4,\)"),
         (dict(where=ONES), TypeError, "reduce: where: expected a bool array, got float32"),
-        (dict(weights=jnp.ones(1)), ValueError, r"reduce: weights: expected shape \(4,\), got \(1,\)"),
+        (
+            dict(weights=jnp.ones(1)),
+            ValueError,
+            r"reduce: weights: expected shape \(4,\), got \(1,\)",
+        ),
         (dict(weights=[1.0] * 4), TypeError, "reduce: weights: expected an array, got list"),
     ],
 )
@@ -133,7 +138,9 @@ def test_a_traced_normaliser_travels_inside_the_reduction() -> None:
 
 
 @pytest.mark.parametrize("axes", [(AxisType.Auto,), (AxisType.Explicit,)])
-@pytest.mark.parametrize("reduction", [jaxloss.top_k(0.5), jaxloss.cvar(0.5), jaxloss.ohem(min_kept=3)])
+@pytest.mark.parametrize(
+    "reduction", [jaxloss.top_k(0.5), jaxloss.cvar(0.5), jaxloss.ohem(min_kept=3)]
+)
 def test_sorting_reductions_see_all_units_of_a_sharded_array(axes, reduction) -> None:
     mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=axes)
     values = jnp.arange(8.0)

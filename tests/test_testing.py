@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxloss
 import numpy as np
 import pytest
+
+import jaxloss
 from jaxloss._core.compiled import compiled
 from jaxloss.testing import LAWS, Case, broken_laws, check_loss, draw_normal, draw_unit
 
@@ -34,7 +35,11 @@ def masks_only_the_result(pred, target, where, weights, reduction):
 
 def divides_by_all(pred, target, where, weights, reduction):
     loss = squared(pred, target, where, weights, reduction)
-    kept = 1.0 if where is None or not isinstance(reduction, str) else jnp.mean(where, dtype=jnp.float32)
+    kept = (
+        1.0
+        if where is None or not isinstance(reduction, str)
+        else jnp.mean(where, dtype=jnp.float32)
+    )
     return loss * kept if reduction == "mean" else loss
 
 
@@ -173,7 +178,9 @@ def test_positional_options_break_the_signature_law() -> None:
 def test_compiling_for_each_number_breaks_the_numbers_law() -> None:
     @compiled("scale")
     def loss(pred, target, *, scale=1.0, where=None, weights=None, reduction="mean"):
-        return squared(pred * jnp.float32(scale).astype(pred.dtype), target, where, weights, reduction)
+        return squared(
+            pred * jnp.float32(scale).astype(pred.dtype), target, where, weights, reduction
+        )
 
     assert "numbers" in broken_laws(loss, Case(loss, PAIR, dict(scale=2.0)))
 
@@ -191,8 +198,9 @@ def test_a_sound_loss_of_a_user_keeps_every_law() -> None:
 
 
 def test_a_needless_opt_out_is_reported() -> None:
-    loss, case = jaxloss.squared_error, Case(
-        jaxloss.squared_error, PAIR, without={"permutation": "no reason at all"}
+    loss, case = (
+        jaxloss.squared_error,
+        Case(jaxloss.squared_error, PAIR, without={"permutation": "no reason at all"}),
     )
     with pytest.raises(AssertionError, match="permutation: opted out of, yet it holds"):
         check_loss(loss, case)

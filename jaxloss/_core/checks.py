@@ -95,9 +95,7 @@ def check_min_rank(rank: int, **arrays: Any) -> None:
     for name, array in arrays.items():
         got = f"shape {jnp.shape(array)}"
         text = message(name, f"at least {rank} " + ("axis" if rank == 1 else "axes"), got)
-        _assert(
-            chex.assert_rank, array, set(range(rank, 64)), error=ValueError, text=text
-        )
+        _assert(chex.assert_rank, array, set(range(rank, 64)), error=ValueError, text=text)
 
 
 def check_last(size: int, **arrays: Any) -> None:

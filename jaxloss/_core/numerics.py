@@ -29,7 +29,7 @@ def absolute(x: Array) -> Array:
 
 
 def safe_div(a: Array, b: Array) -> Array:
-    """a / b, and 0 with zero gradient where b is 0."""
+    """A / b, and 0 with zero gradient where b is 0."""
     zero = b == 0
     return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
 
@@ -47,12 +47,12 @@ def safe_log(x: Array) -> Array:
 
 
 def safe_mul(weight: Array, x: Array) -> Array:
-    """weight * x with 0 * (infinite or NaN) = 0, also in both derivatives."""
+    """Weight * x with 0 * (infinite or NaN) = 0, also in both derivatives."""
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(x), 0, x)
 
 
 def safe_pow(base: Array, exponent: Array) -> Array:
-    """base ** exponent for base >= 0 through logarithms: 0 ** 0 = 1 and no NaN derivative at base 0."""
+    """Base ** exponent for base >= 0 through logarithms: 0 ** 0 = 1 and no NaN derivative at base 0."""
     zero = base == 0
     at_zero = jnp.where(exponent == 0, 1, jnp.where(exponent > 0, 0, jnp.inf))
     return jnp.where(zero, at_zero, jnp.exp(exponent * jnp.log(jnp.where(zero, 1, base))))
@@ -67,7 +67,7 @@ def safe_norm(x: Array, axis: int = -1, *, keepdims: bool = False) -> Array:
 
 
 def xlogx(x: Array) -> Array:
-    """x log x for x >= 0, with value 0 and gradient 0 at 0."""
+    """X log x for x >= 0, with value 0 and gradient 0 at 0."""
     zero = x == 0
     return jnp.where(zero, 0, x * jnp.log(jnp.where(zero, 1, x)))
 

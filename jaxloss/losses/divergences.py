@@ -285,7 +285,7 @@ def _rows(axis: int, where: Where | None, **arrays: Any) -> tuple[Array, ...]:
 
 
 def _log_ratio(log_probs: Array, target: Array) -> Array:
-    """log p - log t, and log p where t is 0."""
+    """The difference log p - log t, and log p where t is 0."""
     return log_probs - jnp.log(jnp.where(target == 0, 1, target))
 
 

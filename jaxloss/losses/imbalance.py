@@ -224,8 +224,8 @@ def seesaw_loss(
 
 @compiled()
 def balanced_binary_cross_entropy(
-    logits: Float[Array, "batch *space"],
-    labels: Shaped[Array, "batch *space"],
+    logits: Float[Array, " batch *space"],
+    labels: Shaped[Array, " batch *space"],
     *,
     where: Where | None = None,
     weights: Values | None = None,
@@ -284,7 +284,9 @@ CASES = (
         {**_CLASSES, **_LOG_PRIOR},
         dict(ignore_index=2),
         label="ignoring",
-        without={"reducing": "ignored units leave the denominator, which no array of units can show"},
+        without={
+            "reducing": "ignored units leave the denominator, which no array of units can show"
+        },
     ),
     Case(ldam_loss, dict(_CLASSES, counts=_COUNTS), dict(max_margin=0.3, scale=5.0)),
     Case(
@@ -299,9 +301,7 @@ CASES = (
         dict(p=0.5, q=1.5, eps=0.1),
         without={"numerical": "the factors S carry no gradient, by definition"},
     ),
-    Case(
-        seesaw_loss, dict(_CLASSES, counts=_COUNTS), dict(p=0.5, q=0.0), label="uncompensated"
-    ),
+    Case(seesaw_loss, dict(_CLASSES, counts=_COUNTS), dict(p=0.5, q=0.0), label="uncompensated"),
     Case(balanced_binary_cross_entropy, _PIXELS),
     Case(
         balanced_binary_cross_entropy,

@@ -1,6 +1,7 @@
 """Collects the largest difference of every parity row and keeps the published table true."""
 
 import pytest
+
 from parity import peers
 
 

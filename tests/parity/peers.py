@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxloss.testing import Case, Draw
 
 TABLE = Path(__file__).parent / "README.md"
