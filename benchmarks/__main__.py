@@ -1,10 +1,11 @@
-"""`python -m benchmarks [--rows a,b] [--seconds S] [--out FILE]`: the table, on screen and as JSON."""
+"""`python -m benchmarks`: the table of ratios and memory, on screen and as JSON."""
 
 import argparse
 import importlib
 import json
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -81,11 +82,7 @@ def main() -> None:
     for row in everything:
         if row.name in chosen:
             with console.status(f"{row.name} {row.shape}"):
-                row = (
-                    row
-                    if options.seconds is None
-                    else Row(**{**vars(row), "seconds": options.seconds})
-                )
+                row = row if options.seconds is None else replace(row, seconds=options.seconds)
                 results.append(measure(row))
     console.print(table(results))
     console.print(

@@ -52,6 +52,7 @@ class Result:
 
     @property
     def ratios(self) -> dict[str, float]:
+        """Our median over each peer's."""
         ours, *peers = self.medians
         return {peer: self.medians[ours] / self.medians[peer] for peer in peers}
 

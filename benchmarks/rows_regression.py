@@ -1,4 +1,4 @@
-"""Elementwise losses: value and gradient of the mean over a million elements, and small eager calls."""
+"""Elementwise losses: value and gradient over a million elements, and small eager calls."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,7 @@
 """jaxloss: losses for JAX under one contract, exact under masks, microbatches and devices."""
 
-from ._core.checked import checked
-from ._core.reduce import reduce
+from ._core.checked import checked as checked
+from ._core.reduce import reduce as reduce
 from ._core.reductions import *
 from .losses.bi_tempered import *
 from .losses.classification import *

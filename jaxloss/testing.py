@@ -377,7 +377,7 @@ def _dot(a: Any, b: Any) -> float:
 
 
 def _differs(what: str, got: Any, expected: Any, tolerance: float = 16 * EPS) -> Iterator[str]:
-    """A complaint if two trees differ by more than `tolerance` times the size of the larger values."""
+    """A complaint if two trees differ by more than `tolerance` times the largest value."""
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         if x.shape != y.shape:
@@ -603,7 +603,8 @@ def _accuracy(t: _Trial) -> Iterator[str]:
         )
         ratio = np.max(error / (ulps + spread), initial=0)
         if not ratio <= 4:
-            yield f"{name}: {ratio:.1f} units off: {_show(got['none'])} against {_show(exact['none'])}"
+            values = f"{_show(got['none'])} against {_show(exact['none'])}"
+            yield f"{name}: {ratio:.1f} units off: {values}"
 
 
 def _gradient_accuracy(t: _Trial) -> Iterator[str]:

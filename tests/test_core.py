@@ -94,7 +94,7 @@ def test_checks_name_the_outermost_loss() -> None:
     with (
         naming("outer"),
         naming("inner"),
-        pytest.raises(TypeError, match="^outer: pred: expected a"),
+        pytest.raises(TypeError, match=r"^outer: pred: expected a"),
     ):
         check_float(pred=jnp.ones(2, int))
 

@@ -1,6 +1,6 @@
 """Checks while tracing (chex inside) and, under `jaxloss.checked`, checks of values at run time.
 
-Every message reads `loss: argument: expected ..., got ...`; the name of the loss comes from `naming`.
+Every message reads `loss: argument: expected ..., got ...`; `naming` provides the loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Static:
-    """A string or plain function on its way through `jax.jit` as part of the tree, not as a leaf."""
+    """A string or plain function that passes `jax.jit` as part of the tree, not as a leaf."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 
 def one_hot(labels: Array, classes: int) -> Array:
-    """Bool array that is True at the label; fuses into what reads it. `(*batch,) -> (*batch, classes)`."""
+    """True at the label; fuses into what reads it. `(*batch,) -> (*batch, classes)`."""
     shape = (*labels.shape, classes)
     return jax.lax.broadcasted_iota(labels.dtype, shape, labels.ndim) == labels[..., None]
 

@@ -94,9 +94,9 @@ def multi_quantile_loss(
         Wen et al., A Multi-Horizon Quantile Recurrent Forecaster, NeurIPS time series workshop
         2017, which sums over the quantiles.
 
-    >>> pred, levels = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([0.25, 0.5, 0.75])
-    >>> multi_quantile_loss(pred, jnp.array([3.0]), levels)  # (0.5 + 0.5 + 0.25) / 3
-    Array(0.41666666, dtype=float32)
+    >>> pred, levels = jnp.array([[1.0, 4.0]]), jnp.array([0.25, 0.75])
+    >>> multi_quantile_loss(pred, jnp.array([3.0]), levels)  # (0.25 * 2 + 0.25 * 1) / 2
+    Array(0.375, dtype=float32)
     """
     check_float(pred=pred, quantiles=quantiles)
     check_min_rank(1, pred=pred)

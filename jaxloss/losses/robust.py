@@ -204,8 +204,8 @@ def welsch_loss(
         Communications in Statistics 1978; Leclerc, Constructing simple stable descriptions for
         image partitioning, IJCV 1989. Equals kornia's `welsch_loss`.
 
-    >>> welsch_loss(jnp.array([2.0]), jnp.array([0.0]))  # 1 - exp(-2)
-    Array(0.8646647, dtype=float32)
+    >>> welsch_loss(jnp.array([100.0]), jnp.array([0.0]))  # an outlier costs 1
+    Array(1., dtype=float32)
     """
     check_float(pred=pred)
     check_same_shape(pred=pred, target=target)

@@ -89,8 +89,8 @@ def cosine_distance(
         Salton and McGill, Introduction to Modern Information Retrieval, 1983. Equals SciPy's
         `distance.cosine`, and `optax.losses.cosine_distance` away from zero vectors.
 
-    >>> cosine_distance(jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0]))
-    Array(0.39999998, dtype=float32)
+    >>> cosine_distance(jnp.array([3.0, 4.0]), jnp.array([4.0, -3.0]))  # a right angle
+    Array(1., dtype=float32)
     """
     _, distance = _cosine(*_vectors(a, b, axis, where))
     return reduce(distance, where=where, weights=weights, reduction=reduction)
@@ -129,9 +129,9 @@ def cosine_embedding_loss(
         Bromley et al., Signature Verification using a Siamese Time Delay Neural Network, NIPS
         1993. Equals torch's `cosine_embedding_loss`, where unknown labels cost 0.
 
-    >>> a, b = jnp.array([[3.0, 4.0]] * 2), jnp.array([[1.0, 0.0]] * 2)
-    >>> cosine_embedding_loss(a, b, jnp.array([1, -1]), margin=0.25, reduction="none")
-    Array([0.39999998, 0.35000002], dtype=float32)
+    >>> a, b = jnp.array([[3.0, 4.0]] * 2), jnp.array([[4.0, -3.0]] * 2)  # right angles
+    >>> cosine_embedding_loss(a, b, jnp.array([1, -1]), margin=-0.5, reduction="none")
+    Array([1. , 0.5], dtype=float32)
     """
     a, b = _vectors(a, b, -1, where)
     check_shape(a.shape[:-1], labels=labels)

@@ -67,7 +67,7 @@ class Task:
         apply: `(params, inputs) -> prediction`, what losses look at.
         losses: `(prediction, target) -> scalar` by name.
         metrics: The first one leads: curves, overfitting and the ranking go by it.
-        optimizer: Shared by all losses, so best one that ignores their scale, such as Adam.
+        optimizer: Shared by all losses, so it should ignore their scale, as Adam does.
         batch_size: Training examples per step.
         steps: Default length of the training.
         prepare: `(key, examples) -> examples` before each loss, for what is random: augmentation,

@@ -139,9 +139,10 @@ def write_table() -> None:
     lines = [
         "# Parity with other libraries",
         "",
-        "Every row is a test in this folder: value and, where the peer has one, gradient, on random",
-        "arrays of several shapes. The difference is the largest over all of them, relative to the",
-        "largest entry, rounded up to a power of ten. Written by `pytest tests/parity --write-parity`.",
+        "Every row is a test in this folder: value and, where the peer has one, gradient, on",
+        "random arrays of several shapes. The difference is the largest over all of them,",
+        "relative to the largest entry, rounded up to a power of ten. Written by",
+        "`pytest tests/parity --write-parity`.",
         "",
         "| there | here | convention | float32 | float64 |",
         "|---|---|---|---|---|",

@@ -79,7 +79,9 @@ TASK = Task(
     },
     metrics=[
         Metric("mean absolute error", "points", mean_error, higher_is_better=False, tolerance=2.0),
-        Metric("median absolute error", "points", median_error, False, tolerance=2.0),
+        Metric(
+            "median absolute error", "points", median_error, higher_is_better=False, tolerance=2.0
+        ),
     ],
     optimizer=optax.adam(2e-3),
     batch_size=64,

@@ -1,0 +1,496 @@
+"""Losses for wrong labels: their limits, their bounds, and the tempered normaliser."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxloss import checked
+from jaxloss.losses.bi_tempered import (
+    _log_tempered_softmax,
+    _normaliser,
+    bi_tempered_logistic_loss,
+)
+from jaxloss.losses.classification import softmax_cross_entropy
+from jaxloss.losses.noisy_labels import (
+    bootstrapped_cross_entropy,
+    classification_absolute_error,
+    generalized_cross_entropy,
+    hard_bootstrapped_cross_entropy,
+    normalized_cross_entropy,
+    normalized_softmax_focal_loss,
+    reverse_cross_entropy,
+    symmetric_cross_entropy,
+)
+
+GENERATOR = np.random.default_rng(0)
+LOGITS = (2 * GENERATOR.standard_normal((7, 5))).astype(np.float32)
+LABELS = GENERATOR.integers(0, 5, 7, np.int32)
+ONE_HOT = np.eye(5, dtype=np.float32)[LABELS]
+SOFT = GENERATOR.dirichlet(np.ones(5), 7).astype(np.float32)
+LOSSES = (
+    bootstrapped_cross_entropy,
+    classification_absolute_error,
+    generalized_cross_entropy,
+    hard_bootstrapped_cross_entropy,
+    normalized_cross_entropy,
+    normalized_softmax_focal_loss,
+    reverse_cross_entropy,
+    symmetric_cross_entropy,
+    bi_tempered_logistic_loss,
+)
+BOUNDED = {  # the largest value over any logits and labels
+    classification_absolute_error: 1.0,
+    generalized_cross_entropy: 1 / 0.7,
+    normalized_cross_entropy: 1.0,
+    normalized_softmax_focal_loss: 1.0,
+    reverse_cross_entropy: 4.0,
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+cases = settings(max_examples=30, deadline=None)
+rows = arrays(np.float32, (3, 4), elements=st.floats(-30, 30, width=32))
+names = arrays(np.int32, 3, elements=st.integers(0, 3))
+
+
+def softmax(logits: Any) -> np.ndarray:
+    z = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=-1, keepdims=True))
+    return z / z.sum(axis=-1, keepdims=True)
+
+
+def total(loss: Any, labels: Any, **options: Any) -> Any:
+    return lambda logits: loss(logits, labels, reduction="sum", **options)
+
+
+def units_and_gradient(loss: Any, logits: Any, labels: Any, **options: Any) -> Any:
+    units = loss(logits, labels, reduction="none", **options)
+    return units, jax.grad(total(loss, labels, **options))(jnp.asarray(logits))
+
+
+# Formulas in float64, for integer and for dense labels
+
+
+def at_labels(costs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.sum(costs * labels, axis=-1)
+
+
+ORACLES = {
+    generalized_cross_entropy: lambda p, t: at_labels((1 - p**0.7) / 0.7, t),
+    classification_absolute_error: lambda p, t: at_labels(1 - p, t),
+    reverse_cross_entropy: lambda p, t: -np.sum(p * np.log(np.maximum(t, np.exp(-4))), -1),
+    symmetric_cross_entropy: lambda p, t: (
+        -0.1 * at_labels(np.log(p), t) - np.sum(p * np.log(np.maximum(t, np.exp(-4))), -1)
+    ),
+    normalized_cross_entropy: lambda p, t: at_labels(np.log(p), t) / np.log(p).sum(-1),
+    normalized_softmax_focal_loss: lambda p, t: (
+        at_labels((1 - p) ** 0.5 * np.log(p), t) / np.sum((1 - p) ** 0.5 * np.log(p), -1)
+    ),
+    bootstrapped_cross_entropy: lambda p, t: -at_labels(np.log(p), 0.95 * t + 0.05 * p),
+    hard_bootstrapped_cross_entropy: lambda p, t: (
+        -0.8 * at_labels(np.log(p), t) - 0.2 * np.log(p).max(-1)
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", ORACLES, ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("labels", [LABELS, ONE_HOT, SOFT], ids=["integer", "one-hot", "soft"])
+def test_the_loss_follows_its_formula_in_double_precision(loss: Any, labels: np.ndarray) -> None:
+    targets = ONE_HOT if labels.ndim == 1 else labels
+    with jax.enable_x64(True):
+        logits = LOGITS.astype(np.float64)
+        wide = labels if labels.ndim == 1 else labels.astype(np.float64)
+        units, gradient = units_and_gradient(loss, logits, wide)
+        direction = np.random.default_rng(1).standard_normal(logits.shape)
+        slope = np.sum(gradient * direction)
+    oracle = lambda z: ORACLES[loss](softmax(z), targets.astype(np.float64))
+    np.testing.assert_allclose(units, oracle(logits), rtol=1e-13)
+    ahead, behind = (oracle(logits + h * direction).sum() for h in (1e-5, -1e-5))
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-7)
+
+
+@every_loss
+def test_integer_labels_cost_what_their_one_hot_vectors_cost(loss: Any) -> None:
+    integer, dense = (units_and_gradient(loss, LOGITS, t) for t in (LABELS, ONE_HOT))
+    for got, expected in zip(dense, integer, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-7)
+
+
+@every_loss
+@pytest.mark.parametrize("label", [-1, -100, 5, 2**31 - 1])
+def test_a_bad_label_makes_value_and_gradient_of_its_unit_nan(loss: Any, label: int) -> None:
+    labels = LABELS.copy()
+    labels[2] = label
+    units, gradient = units_and_gradient(loss, LOGITS, labels)
+    bad = np.arange(7) == 2
+    np.testing.assert_array_equal(np.isnan(units), bad)
+    np.testing.assert_array_equal(np.isnan(gradient).all(axis=-1), bad)
+    with pytest.raises(ValueError, match=rf"{loss.__name__}: labels: expected values in \[0, 5\)"):
+        checked(loss)(LOGITS, labels)
+
+
+@every_loss
+def test_a_class_of_logit_minus_infinity_is_as_good_as_deleted(loss: Any) -> None:
+    logits = np.concatenate([LOGITS, np.full((7, 1), -np.inf, np.float32)], axis=-1)
+    for labels in (LABELS, np.pad(SOFT, ((0, 0), (0, 1)))):
+        units, gradient = units_and_gradient(loss, logits, labels)
+        expected = units_and_gradient(loss, LOGITS, labels if labels.ndim == 1 else SOFT)
+        np.testing.assert_allclose(units, expected[0], rtol=1e-6)
+        np.testing.assert_allclose(gradient[:, :5], expected[1], rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(gradient[:, 5], 0)
+        curve = jax.jvp(jax.grad(total(loss, labels)), (logits,), (np.ones_like(logits),))[1]
+        assert np.isfinite(curve).all()
+
+
+@every_loss
+def test_a_single_class_has_finite_value_and_gradient(loss: Any) -> None:
+    units, gradient = units_and_gradient(loss, np.ones((2, 1), np.float32), np.zeros(2, np.int32))
+    assert np.isfinite(units).all()
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("loss", BOUNDED, ids=lambda loss: loss.__name__)
+@given(logits=rows, labels=names)
+@cases
+def test_the_bounded_losses_stay_in_their_range(loss: Any, logits: Any, labels: Any) -> None:
+    units = loss(logits, labels, reduction="none")
+    assert np.all((units >= 0) & (units <= BOUNDED[loss] * (1 + 2e-7)))
+
+
+@every_loss
+@given(logits=rows, labels=names, shift=st.floats(-8, 8, width=16))
+@cases
+def test_adding_a_number_to_all_logits_changes_nothing(
+    loss: Any, logits: Any, labels: Any, shift: float
+) -> None:
+    moved = loss(logits + np.float32(shift), labels, reduction="none")
+    expected = loss(logits, labels, reduction="none")
+    np.testing.assert_allclose(moved, expected, rtol=2e-5, atol=2e-5)
+
+
+# Generalised cross-entropy and absolute error
+
+
+def test_generalized_cross_entropy_is_cross_entropy_at_q_zero_and_absolute_error_at_one() -> None:
+    for q, limit in ((0.0, softmax_cross_entropy), (1.0, classification_absolute_error)):
+        for labels in (LABELS, SOFT):
+            got = units_and_gradient(generalized_cross_entropy, LOGITS, labels, q=q)
+            for a, b in zip(got, units_and_gradient(limit, LOGITS, labels), strict=True):
+                np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-7)
+
+
+def test_a_traced_q_of_zero_has_the_right_derivative() -> None:
+    slope = jax.grad(lambda q: generalized_cross_entropy(LOGITS, LABELS, q=q, reduction="sum"))
+    log_p = np.log(softmax(LOGITS)[np.arange(7), LABELS])
+    np.testing.assert_allclose(slope(0.0), -np.sum(log_p**2) / 2, rtol=1e-6)
+    small = [generalized_cross_entropy(LOGITS, LABELS, q=q) for q in (0.0, 1e-20, 1e-6)]
+    np.testing.assert_allclose(small, small[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [20.0, 40.0, 80.0])
+def test_small_probabilities_keep_their_digits_on_both_sides(gap: float) -> None:
+    # The derivative of jnp.expm1 is expm1 + 1, which is rounding noise here.
+    logits = np.array([[gap, 0.0]], np.float32)
+    small = float(mpmath.exp(-gap) / (1 + mpmath.exp(-gap)))
+    for label in (0, 1):
+        units, gradient = units_and_gradient(
+            classification_absolute_error, logits, np.array([label], np.int32)
+        )
+        np.testing.assert_allclose(units, [small if label == 0 else 1 - small], rtol=4e-7)
+        slope = small * (1 - small) * (-1 if label == 0 else 1)
+        np.testing.assert_allclose(gradient, [[slope, -slope]], rtol=4e-7)
+
+
+def test_an_impossible_label_costs_one_over_q_and_pulls_no_more() -> None:
+    logits = np.array([[1e4, -1e4]], np.float32)
+    for q in (0.3, 1.0):
+        units, gradient = units_and_gradient(
+            generalized_cross_entropy, logits, np.array([1], np.int32), q=q
+        )
+        np.testing.assert_allclose(units, 1 / q, rtol=1e-6)
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_q_outside_its_range_is_named_by_checked() -> None:
+    with pytest.raises(ValueError, match="generalized_cross_entropy: q: expected a number in"):
+        checked(generalized_cross_entropy)(LOGITS, LABELS, q=1.5)
+
+
+# Reverse and symmetric cross-entropy
+
+
+def test_reverse_cross_entropy_of_an_integer_label_is_four_times_the_absolute_error() -> None:
+    reverse = reverse_cross_entropy(LOGITS, LABELS, reduction="none")
+    missing = classification_absolute_error(LOGITS, LABELS, reduction="none")
+    np.testing.assert_array_equal(reverse, 4 * missing)
+
+
+def test_symmetric_cross_entropy_is_the_sum_of_its_parts() -> None:
+    for labels in (LABELS, SOFT):
+        both = symmetric_cross_entropy(LOGITS, labels, alpha=0.3, beta=0.6, log_zero=-7.0)
+        forward = softmax_cross_entropy(LOGITS, labels)
+        backward = reverse_cross_entropy(LOGITS, labels, log_zero=-7.0)
+        np.testing.assert_allclose(both, 0.3 * forward + 0.6 * backward, rtol=1e-6)
+
+
+def test_clipping_targets_as_public_code_does_is_a_choice_of_log_zero() -> None:
+    p, clipped = softmax(LOGITS), np.clip(ONE_HOT, 1e-4, 1).astype(np.float64)
+    expected = np.mean(-np.sum(p * np.log(clipped), -1))
+    got = reverse_cross_entropy(LOGITS, LABELS, log_zero=np.log(1e-4))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_reverse_cross_entropy_is_flat_in_targets_below_its_floor() -> None:
+    target = np.array([[1.0, 0.0, 0.0]], np.float32)
+    gradient = jax.grad(reverse_cross_entropy, 1)(LOGITS[:1, :3], target)
+    np.testing.assert_allclose(gradient, [[-softmax(LOGITS[:1, :3])[0, 0], 0, 0]], rtol=1e-6)
+
+
+# Normalised losses
+
+
+@pytest.mark.parametrize("loss", [normalized_cross_entropy, normalized_softmax_focal_loss])
+def test_normalized_losses_add_up_to_one_over_the_labels_and_are_even_at_the_start(loss) -> None:
+    each = [loss(LOGITS, np.full(7, k, np.int32), reduction="none") for k in range(5)]
+    np.testing.assert_allclose(np.sum(each, axis=0), 1, rtol=1e-6)
+    assert loss(jnp.zeros((3, 8)), jnp.arange(3)) == 0.125
+
+
+def test_the_normalized_focal_loss_of_gamma_zero_is_normalized_cross_entropy() -> None:
+    got = units_and_gradient(normalized_softmax_focal_loss, LOGITS, LABELS, gamma=0.0)
+    expected = units_and_gradient(normalized_cross_entropy, LOGITS, LABELS)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("gap", [10.0, 60.0, 95.0, 120.0, 2e4])
+def test_the_normalized_focal_loss_is_smooth_where_a_class_is_almost_certain(gap: float) -> None:
+    logits = jnp.array([[gap, 0.0, 1.0]])
+    for label in range(3):
+        loss = total(normalized_softmax_focal_loss, jnp.array([label]), gamma=0.3)
+        for derivative in (jax.grad(loss), jax.hessian(loss), jax.jacfwd(jax.hessian(loss))):
+            assert np.isfinite(derivative(logits)).all()
+
+
+# Bootstrapping
+
+
+def test_bootstrapping_with_full_trust_is_cross_entropy() -> None:
+    for loss in (bootstrapped_cross_entropy, hard_bootstrapped_cross_entropy):
+        for labels in (LABELS, SOFT):
+            got = units_and_gradient(loss, LOGITS, labels, beta=1.0)
+            expected = units_and_gradient(softmax_cross_entropy, LOGITS, labels)
+            for a, b in zip(got, expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+
+
+def test_the_gradient_flows_through_the_soft_target() -> None:
+    p = softmax(LOGITS)
+    entropy = -np.sum(p * np.log(p), axis=-1, keepdims=True)
+    expected = 0.6 * (p - ONE_HOT) - 0.4 * p * (np.log(p) + entropy)
+    _, gradient = units_and_gradient(bootstrapped_cross_entropy, LOGITS, LABELS, beta=0.6)
+    np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_hard_bootstrapping_pulls_towards_the_first_of_equal_logits() -> None:
+    _, gradient = units_and_gradient(
+        hard_bootstrapped_cross_entropy, jnp.zeros((1, 2)), jnp.array([1]), beta=0.0
+    )
+    np.testing.assert_array_equal(gradient, [[-0.5, 0.5]])
+
+
+# Bi-tempered loss: oracle by bisection in float64, from the definition
+
+
+def log_t(u: np.ndarray, t: float) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(u) if t == 1 else (u ** (1 - t) - 1) / (1 - t)
+
+
+def exp_t(x: np.ndarray, t: float) -> np.ndarray:
+    return np.exp(x) if t == 1 else np.maximum(1 + (1 - t) * x, 0) ** (1 / (1 - t))
+
+
+def tempered_softmax(logits: Any, t: float) -> np.ndarray:
+    z = np.asarray(logits, np.float64)
+    z = z - z.max(axis=-1, keepdims=True)
+    low = np.zeros((*z.shape[:-1], 1))
+    high = low - log_t(np.float64(1 / z.shape[-1]), t)
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = exp_t(z - middle, t).sum(axis=-1, keepdims=True) > 1
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return exp_t(z - (low + high) / 2, t)
+
+
+def bi_tempered(logits: Any, targets: Any, t1: float, t2: float) -> np.ndarray:
+    y, p = np.asarray(targets, np.float64), tempered_softmax(logits, t2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.where(y > 0, y * (log_t(np.where(y > 0, y, 1), t1) - log_t(p, t1)), 0)
+    return np.sum(logs - (y ** (2 - t1) - p ** (2 - t1)) / (2 - t1), axis=-1)
+
+
+TEMPERATURES = [(0.2, 4.0), (0.8, 1.4), (1.0, 1.0), (0.5, 1.0), (1.0, 2.5), (0.9, 1.0001)]
+NARROW = [(0.7, 0.3), (0.0, 0.0), (0.3, 0.95)]
+SPREAD = 4 * LOGITS.astype(np.float64)
+
+
+@pytest.mark.parametrize(("t1", "t2"), TEMPERATURES + NARROW)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_bi_tempered_loss_follows_its_definition(
+    t1: float, t2: float, smoothing: float
+) -> None:
+    for labels, targets in ((LABELS, ONE_HOT), (SOFT.astype(np.float64), SOFT)):
+        smooth = (1 - smoothing) * targets.astype(np.float64) + smoothing / 5
+        for logits in (LOGITS.astype(np.float64), SPREAD):
+            with jax.enable_x64(True):
+                options = dict(t1=t1, t2=t2, label_smoothing=smoothing, reduction="none")
+                wide = bi_tempered_logistic_loss(logits, labels, **options)
+            single = bi_tempered_logistic_loss(np.float32(logits), labels, **options)
+            expected = bi_tempered(logits, smooth, t1, t2)
+            np.testing.assert_allclose(wide, expected, rtol=1e-11, atol=1e-13)
+            np.testing.assert_allclose(single, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("t1", "t2"), TEMPERATURES + NARROW[:1])
+def test_the_implicit_gradient_is_that_of_the_definition(t1: float, t2: float) -> None:
+    direction = np.random.default_rng(1).standard_normal(LOGITS.shape)
+    with jax.enable_x64(True):
+        loss = total(bi_tempered_logistic_loss, LABELS, t1=t1, t2=t2)
+        z = jnp.asarray(LOGITS, jnp.float64)
+        slope, forward = (
+            jnp.sum(jax.grad(loss)(z) * direction),
+            jax.jvp(loss, (z,), (direction,))[1],
+        )
+        along = lambda h: jax.jvp(loss, (z + h * direction,), (direction,))[1]
+        curve, third = jax.grad(along)(0.0), jax.grad(jax.grad(along))(0.0)
+        curves = [jax.grad(along)(h) for h in (1e-4, -1e-4)]
+    at = lambda h: bi_tempered(LOGITS + h * direction, ONE_HOT, t1, t2).sum()
+    np.testing.assert_allclose(slope, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-6)
+    np.testing.assert_allclose(slope, forward, rtol=1e-12)
+    numeric = (along(1e-5) - along(-1e-5)) / 2e-5
+    np.testing.assert_allclose(curve, numeric, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(third, (curves[0] - curves[1]) / 2e-4, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(1.0, 1.0), (0.8, 1.4), (0.4, 0.8)])
+def test_both_temperatures_are_differentiable_also_at_exactly_one(t1: float, t2: float) -> None:
+    with jax.enable_x64(True):
+        z = jnp.asarray(LOGITS, jnp.float64)
+        mean = lambda a, b: bi_tempered_logistic_loss(z, LABELS, t1=a, t2=b)
+        slopes = jax.grad(mean, (0, 1))(t1, t2)
+    at = lambda a, b: bi_tempered(LOGITS, ONE_HOT, a, b).mean()
+    h = 1e-4
+    numeric = (
+        (at(t1 + h, t2) - at(t1 - h, t2)) / (2 * h),
+        (at(t1, t2 + h) - at(t1, t2 - h)) / (2 * h),
+    )
+    np.testing.assert_allclose(slopes, numeric, rtol=1e-5)
+    single = jax.grad(lambda a, b: bi_tempered_logistic_loss(LOGITS, LABELS, t1=a, t2=b), (0, 1))(
+        t1, t2
+    )
+    np.testing.assert_allclose(single, slopes, rtol=1e-4)
+
+
+def test_at_temperatures_one_it_is_cross_entropy_minus_the_entropy_of_the_target() -> None:
+    for labels, smoothing in ((LABELS, 0.0), (LABELS, 0.1), (SOFT, 0.0)):
+        targets = ONE_HOT if labels.ndim == 1 else labels
+        t = (1 - smoothing) * targets.astype(np.float64) + smoothing / 5
+        entropy = -np.sum(np.where(t > 0, t * np.log(np.where(t > 0, t, 1)), 0), axis=-1)
+        options = dict(label_smoothing=smoothing)
+        got = units_and_gradient(bi_tempered_logistic_loss, LOGITS, labels, **options)
+        expected = units_and_gradient(softmax_cross_entropy, LOGITS, labels, **options)
+        np.testing.assert_allclose(got[0], expected[0] - entropy, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got[1], expected[1], rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("gap", [5.0, 20.0, 40.0])
+def test_a_confident_right_answer_keeps_every_digit(gap: float) -> None:
+    with mpmath.workdps(60):
+        for t1 in (0.2, 0.8, 1.0):
+            p = 1 / (1 + mpmath.exp(-gap))
+            t = mpmath.mpf(float(np.float32(t1)))
+            log_t1 = mpmath.log(p) if t == 1 else (p ** (1 - t) - 1) / (1 - t)
+            pieces = (1 - p ** (2 - t)) / (2 - t) - (1 - p) ** (2 - t) / (2 - t)
+            exact = float(-log_t1 - pieces)
+            got = bi_tempered_logistic_loss(
+                np.array([[gap, 0.0]], np.float32), np.array([0], np.int32), t1=t1
+            )
+            np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 30, 1000])
+@pytest.mark.parametrize("t2", [0.0, 0.5, 0.9, 1.0, 1.1, 2.0, 4.0])
+def test_the_probabilities_sum_to_one(classes: int, t2: float) -> None:
+    for scale in (0.1, 3.0, 1e3):
+        logits = scale * np.random.default_rng(classes).standard_normal((4, classes))
+        log_p = _log_tempered_softmax(jnp.asarray(logits, jnp.float32), jnp.float32(1 - t2), 10)
+        np.testing.assert_allclose(jnp.exp(log_p).sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("t2", [0.0, 0.3, 0.9, 1.0, 1.3, 2.0, 6.0])
+def test_newton_steps_come_from_one_side_and_ten_are_enough(t2: float) -> None:
+    with jax.enable_x64(True):
+        for scale in (0.1, 3.0, 1e4):
+            z = scale * np.random.default_rng(3).standard_normal((6, 500))
+            z = jnp.asarray(z - z.max(axis=-1, keepdims=True))
+            roots = [_normaliser(z, jnp.float64(1 - t2), n) for n in (1, 2, 3, 10, 40)]
+            for before, after in zip(roots, roots[1:], strict=False):
+                assert np.all(after >= before * (1 - 1e-12))
+            np.testing.assert_allclose(roots[-2], roots[-1], rtol=1e-12, atol=1e-15)
+
+
+def test_one_step_is_exact_at_temperature_one() -> None:
+    units = bi_tempered_logistic_loss(LOGITS, LABELS, num_iters=1, reduction="none")
+    expected = softmax_cross_entropy(LOGITS, LABELS, reduction="none")
+    np.testing.assert_allclose(units, expected, rtol=2e-6)
+
+
+def test_a_wrong_label_costs_at_most_one_over_one_minus_t1() -> None:
+    logits = np.array([[1e4, -1e4]], np.float32)
+    for t1, t2 in ((0.5, 1.5), (0.0, 1.0), (0.8, 0.5)):
+        value, gradient = units_and_gradient(
+            bi_tempered_logistic_loss, logits, np.array([1], np.int32), t1=t1, t2=t2
+        )
+        assert 0.8 / (1 - t1) < value[0] <= (1 + 1e-6) / (1 - t1)
+        assert np.isfinite(gradient).all()
+
+
+@given(logits=rows, labels=names, t1=st.floats(0, 1.5, width=16), t2=st.floats(0, 4, width=16))
+@cases
+def test_the_bi_tempered_loss_is_never_negative_nor_nan(
+    logits: Any, labels: Any, t1: float, t2: float
+) -> None:
+    units, gradient = units_and_gradient(
+        bi_tempered_logistic_loss, logits, labels, t1=t1, t2=t2, label_smoothing=0.1
+    )
+    assert np.all(units >= 0)
+    assert not np.isnan(gradient).any()
+
+
+@pytest.mark.parametrize(("t1", "t2"), [(0.5, 1.5), (0.8, 0.7), (1.0, 1.0)])
+def test_the_derivative_with_respect_to_a_target_is_finite_at_zero(t1: float, t2: float) -> None:
+    target = jnp.eye(5)[LABELS]
+    gradient = jax.grad(
+        lambda y: bi_tempered_logistic_loss(LOGITS, y, t1=t1, t2=t2, reduction="sum")
+    )(target)
+    assert np.isfinite(gradient).all()
+    if t1 < 1:  # log_t of a vanishing target has the limit -1 / (1 - t)
+        slope = -log_t(tempered_softmax(LOGITS, t2), t1) - 1 / (1 - t1)
+        np.testing.assert_allclose(gradient[target == 0], slope[target == 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_iters", [0, -3, 2.5, True])
+def test_num_iters_must_be_a_positive_integer(num_iters: Any) -> None:
+    with pytest.raises(ValueError, match="num_iters: expected a positive integer"):
+        bi_tempered_logistic_loss(LOGITS, LABELS, num_iters=num_iters)
+
+
+def test_temperatures_outside_their_range_are_named_by_checked() -> None:
+    for name, value in (("t1", 2.0), ("t1", -0.1), ("t2", -1.0)):
+        with pytest.raises(ValueError, match=f"bi_tempered_logistic_loss: {name}: expected"):
+            checked(bi_tempered_logistic_loss)(LOGITS, LABELS, **{name: value})
