@@ -1,5 +1,6 @@
 """Losses for wrong labels: their limits, their bounds, and the tempered normaliser."""
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -254,10 +255,10 @@ def test_reverse_cross_entropy_is_flat_in_targets_below_its_floor() -> None:
 
 
 @pytest.mark.parametrize("loss", [normalized_cross_entropy, normalized_softmax_focal_loss])
-def test_normalized_losses_add_up_to_one_over_the_labels_and_are_even_at_the_start(loss) -> None:
+def test_normalized_losses_sum_to_one_over_the_labels_and_start_even(loss: Any) -> None:
     each = [loss(LOGITS, np.full(7, k, np.int32), reduction="none") for k in range(5)]
     np.testing.assert_allclose(np.sum(each, axis=0), 1, rtol=1e-6)
-    assert loss(jnp.zeros((3, 8)), jnp.arange(3)) == 0.125
+    np.testing.assert_allclose(loss(jnp.zeros((3, 8)), jnp.arange(3)), 1 / 8, rtol=1e-6)
 
 
 def test_the_normalized_focal_loss_of_gamma_zero_is_normalized_cross_entropy() -> None:
@@ -439,7 +440,7 @@ def test_newton_steps_come_from_one_side_and_ten_are_enough(t2: float) -> None:
             z = scale * np.random.default_rng(3).standard_normal((6, 500))
             z = jnp.asarray(z - z.max(axis=-1, keepdims=True))
             roots = [_normaliser(z, jnp.float64(1 - t2), n) for n in (1, 2, 3, 10, 40)]
-            for before, after in zip(roots, roots[1:], strict=False):
+            for before, after in pairwise(roots):
                 assert np.all(after >= before * (1 - 1e-12))
             np.testing.assert_allclose(roots[-2], roots[-1], rtol=1e-12, atol=1e-15)
 

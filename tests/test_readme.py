@@ -6,25 +6,14 @@ import inspect
 import io
 import pkgutil
 import re
-from pathlib import Path
 
 import pytest
+from readme import README, between, replace
 
 import jaxloss
 from jaxloss import losses
 
-README = Path(__file__).parents[1] / "README.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:```text\n(.*?)```)?", re.DOTALL)
-
-
-def between(text: str, mark: str) -> str:
-    return text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
-
-
-def replace(mark: str, new: str) -> None:
-    before, _, rest = README.read_text().partition(f"<!-- {mark} -->\n")
-    after = rest.partition(f"<!-- /{mark} -->")[2]
-    README.write_text(f"{before}<!-- {mark} -->\n{new}<!-- /{mark} -->{after}")
 
 
 def families() -> str:
@@ -59,7 +48,7 @@ def test_every_code_block_prints_what_the_readme_says() -> None:
 def test_the_families_table_lists_every_loss(pytestconfig: pytest.Config) -> None:
     if pytestconfig.getoption("--write-readme"):
         replace("families", families())
-    assert between(README.read_text(), "families") == families()
+    assert between("families") == families()
 
 
 def test_every_name_in_the_use_table_exists() -> None:

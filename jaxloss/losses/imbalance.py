@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Shaped
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from .._core.case import Case, Draw, draw_binary, draw_labels, draw_normal, draw_probs, draw_uniform
 from .._core.checks import check_array, check_integer, check_min_rank, require
@@ -119,7 +119,7 @@ def ldam_loss(
     *,
     max_margin: Number = 0.5,
     scale: Number = 30.0,
-    class_weights: Float[Array, " classes"] | None = None,
+    class_weights: Float[ArrayLike, " classes"] | None = None,
     where: Where | None = None,
     weights: Values | None = None,
     reduction: Reduction = "mean",

@@ -230,16 +230,17 @@ def _poisson_deviation(log_rate: Array, y: Array) -> Array:
     # Loader, Fast and accurate computation of binomial probabilities, 2000: with
     # d = log_rate - log y this is y (e^d - 1 - d) + log(2 pi y) / 2 + Stirling's error.
     small = y < 1
-    inner, outer = jnp.where(small, y, 0), jnp.where(small, 1, y)
-    log_y = jnp.log(outer)
-    d = log_rate - log_y
+    count = jnp.where(small, y + 1, y)
+    log_count = jnp.log(count)
+    constant = 0.5 * (math.log(2 * math.pi) + log_count) + _stirling_error(count)
+    d = jnp.where(small, 0, log_rate) - log_count
     close = jnp.abs(d) < 1
     middle = jnp.where(close, d, 0)
-    apart = jnp.exp(log_rate) - outer - outer * jnp.where(close, 0, d)
-    deviation = jnp.where(close, outer * (jnp.expm1(middle) - middle), apart)
-    large = deviation + 0.5 * (math.log(2 * math.pi) + log_y) + _stirling_error(outer)
-    below = jnp.exp(log_rate) - safe_mul(inner, log_rate) + jax.lax.lgamma(1 + inner)
-    return jnp.where(small, jnp.where(y == 0, jnp.exp(log_rate), below), large)
+    apart = jnp.exp(log_rate) - count - count * jnp.where(close, 0, d)
+    large = jnp.where(close, count * (jnp.expm1(middle) - middle), apart) + constant
+    factorial = constant + count * (log_count - 1) - jnp.log1p(jnp.where(small, y, 0))
+    factorial -= jax.lax.stop_gradient(jnp.where(y == 0, factorial, 0))  # exactly 0 there
+    return jnp.where(small, jnp.exp(log_rate) - safe_mul(y, log_rate) + factorial, large)
 
 
 def _stirling_error(y: Array) -> Array:

@@ -38,7 +38,7 @@ def print_table(task: Task, histories: Mapping[str, History]) -> None:
         "overfits from step",
         *(f"test {metric.label}" for metric in task.metrics),
     ):
-        table.add_column(header, justify="right", min_width=len("validation"))
+        table.add_column(header, justify="right", overflow="fold")
     winner = _winner(histories, lead)
     for name, history in histories.items():
         overfit = history.overfits_from(lead)

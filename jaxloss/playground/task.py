@@ -61,7 +61,7 @@ class Task:
     """One file in `playground/tasks`: data, model, metrics, the losses it offers, a picture.
 
     Args:
-        title: One line on data and damage, read under the table and above the picture.
+        title: One line on the data and its damage, above the table and the picture.
         load: Splits drawn with a seed, of the same shape for every seed. Imports what it needs.
         init: Parameters from a key.
         apply: `(params, inputs) -> prediction`, what losses look at.

@@ -10,3 +10,17 @@ def rows() -> list[Any]:
     names = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
     modules = [importlib.import_module(f"parity.{name}") for name in names]
     return [row for module in modules for row in getattr(module, "ROWS", ())]
+
+
+def migration() -> str:
+    """The README's table: for each library, its names and ours."""
+    pairs = {(row.peer, row.loss) for row in rows()}
+    lines = ["| library | theirs -> ours |", "|---|---|"]
+    for package in sorted({peer.split(".")[0] for peer, _ in pairs}):
+        found = [
+            f"`{peer.split('.')[-1]}` -> `{loss}`"
+            for peer, loss in sorted(pairs, key=lambda pair: pair[0].split(".")[-1])
+            if peer.split(".")[0] == package
+        ]
+        lines.append(f"| {package} | {', '.join(found)} |")
+    return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,10 @@ def sklearn_row(loss: Any, name: str, ours: Any, theirs: Any, draws: Any, **opti
 def softmax(z: np.ndarray) -> np.ndarray:
     p = np.exp(z - z.max(axis=-1, keepdims=True))
     return p / p.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
 
 
 def f1_scores(function: Any, probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -283,8 +288,13 @@ def torch_margins(reduction: str) -> list[Row]:
     ]
 
 
+def once(row: Row) -> Row:
+    """Where only the reduction differs from another row, one shape will do."""
+    return replace(row, sizes=({},), dtypes=("float32",))
+
+
 TORCH = [
-    row
+    row if reduction == "none" else once(row)
     for reduction in REDUCTIONS
     for rows in (torch_binary, torch_cross_entropy, torch_margins)
     for row in rows(reduction)

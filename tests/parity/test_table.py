@@ -1,6 +1,9 @@
 """The published parity table names every row that is tested."""
 
-from parity import peers, rows
+import pytest
+from readme import between, replace
+
+from parity import migration, peers, rows
 
 
 def test_the_table_lists_exactly_the_tested_rows() -> None:
@@ -16,3 +19,9 @@ def test_the_table_lists_exactly_the_tested_rows() -> None:
 def test_rows_are_named_apart() -> None:
     names = [row.name for row in rows()]
     assert len(names) == len(set(names))
+
+
+def test_the_readme_lists_every_pair(pytestconfig: pytest.Config) -> None:
+    if pytestconfig.getoption("--write-readme"):
+        replace("migration", migration())
+    assert between("migration") == migration(), "run: pytest tests/parity --write-readme"

@@ -74,7 +74,7 @@ TASK = Task(
         "huber_loss": jaxloss.huber_loss,
         "log_cosh": jaxloss.log_cosh,
         "cauchy_loss": jaxloss.cauchy_loss,
-        # With 10 % of the values far too high, the clean median is the 45 % quantile of the rest.
+        # With 10 % of the values far too high, the clean median is the 45 % quantile of them all.
         "quantile_loss": partial(jaxloss.quantile_loss, quantile=0.45),
     },
     metrics=[

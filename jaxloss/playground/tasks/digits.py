@@ -45,10 +45,9 @@ def draw_answers(figure: Any, predictions: Mapping[str, Array], test: Examples) 
         box = (column - 0.45, column + 0.45, -0.55, -1.45)
         axes.imshow(np.reshape(test.inputs[i], (8, 8)), cmap="gray_r", extent=box, aspect="equal")
         for row in range(len(answers)):
-            color = "tab:green" if right[row, i] else "tab:red"
-            weight = "normal" if right[row, i] else "bold"
-            axes.text(column, row, str(answers[row, i]), ha="center", va="center", color=color,
-                      weight=weight)  # fmt: skip
+            color, weight = ("tab:green", "normal") if right[row, i] else ("tab:red", "bold")
+            style = {"color": color, "weight": weight, "ha": "center", "va": "center"}
+            axes.text(column, row, str(answers[row, i]), **style)
     axes.set(xlim=(-0.5, len(shown) - 0.5), ylim=(len(answers) - 0.5, -1.5), xticks=[])
     axes.set_yticks(range(len(answers)), list(predictions))
     axes.tick_params(length=0)
