@@ -66,6 +66,13 @@ def safe_norm(x: Array, axis: int = -1, *, keepdims: bool = False) -> Array:
     return norm if keepdims else jnp.squeeze(norm, axis)
 
 
+def unit_vectors(x: Array, axis: int = -1) -> Array:
+    """x / |x| for vectors of any size; the zero vector stays 0, with zero gradient."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
+    x = x / jnp.where((largest == 0) | ~jnp.isfinite(largest), 1, largest)
+    return safe_div(x, safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True)))
+
+
 def xlogx(x: Array) -> Array:
     """X log x for x >= 0, with value 0 and gradient 0 at 0."""
     zero = x == 0

@@ -261,14 +261,23 @@ def _stirling_error(y: Array) -> Array:
     return total + inverse * horner(terms, inverse**2)
 
 
-def _draw_log(low: float, high: float) -> Draw:
-    ends = lambda x: (jnp.full_like(x, low), jnp.full_like(x, high))
-    return Draw("B C", lambda g, shape, _: g.uniform(-3, 3, shape), "bounded", ends)
+def _draw_log(low: float, high: float, *, largest: float) -> Draw:
+    """A logarithm between `low` and `high`, and as far as float32 carries its exponential."""
+    ends = lambda x: (jnp.full_like(x, -largest), jnp.full_like(x, largest))
+    return Draw("B C", lambda g, shape, _: g.uniform(low, high, shape), "bounded", ends)
 
 
-_COUNTS = dict(log_rate=_draw_log(-80, 80), target=draw_counts("B C"))
-_GAUSSIAN = dict(mean=draw_normal("B C"), log_var=_draw_log(-60, 60), target=draw_normal("B C"))
-_SCALED = dict(loc=draw_normal("B C"), log_scale=_draw_log(-60, 60), target=draw_normal("B C"))
+_COUNTS = dict(log_rate=_draw_log(0, 3, largest=80), target=draw_counts("B C"))
+_GAUSSIAN = dict(
+    mean=draw_normal("B C"),
+    log_var=_draw_log(-3, 3, largest=60),
+    target=draw_normal("B C"),
+)
+_SCALED = dict(
+    loc=draw_normal("B C"),
+    log_scale=_draw_log(-3, 3, largest=60),
+    target=draw_normal("B C"),
+)
 
 CASES = (
     Case(poisson_nll_loss, _COUNTS),

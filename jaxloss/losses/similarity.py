@@ -14,7 +14,7 @@ from .._core.checks import (
     require,
 )
 from .._core.compiled import compiled
-from .._core.numerics import numbers, safe_div, safe_norm, widen
+from .._core.numerics import numbers, unit_vectors, widen
 from .._core.reduce import mask, reduce
 from .._core.typing import Number, Reduction, Values, Where
 
@@ -158,8 +158,7 @@ def _vectors(a: Array, b: Array, axis: int, where: Where | None) -> tuple[Array,
 
 def _cosine(a: Array, b: Array) -> tuple[Array, Array]:
     """Similarity and distance over the last axis."""
-    a = safe_div(a, safe_norm(a, keepdims=True))
-    b = safe_div(b, safe_norm(b, keepdims=True))
+    a, b = unit_vectors(a), unit_vectors(b)
     dot = jnp.sum(a * b, axis=-1)
     gap = 0.5 * jnp.sum((a - b) ** 2, axis=-1)  # the distance too, exact for parallel vectors
     near = dot > 0.5
