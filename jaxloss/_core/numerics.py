@@ -105,7 +105,7 @@ def box_cox(log_x: Array, power: Array) -> Array:
     zero = log_x == -jnp.inf
     log_x = jnp.where(zero, 0, log_x)
     u = power * log_x
-    near = jnp.abs(u) < 0.1
+    near = jnp.abs(u) < 0.03
     series = horner(_EXPM1_OVER_X, jnp.where(near, u, 0)) * jnp.where(near, log_x, 0)
     exact = expm1(jnp.where(near, 0, u)) / jnp.where(near, 1, power)
     at_zero = jnp.where(power > 0, -1 / jnp.where(power > 0, power, 1), -jnp.inf)
@@ -120,7 +120,7 @@ def horner(coefficients: Sequence[float | Array], x: Array) -> Array:
     return total
 
 
-_EXPM1_OVER_X = [1 / math.factorial(k + 1) for k in range(11)]
+_EXPM1_OVER_X = [1 / math.factorial(k + 1) for k in range(9)]
 
 
 def log1p_square(x: Array) -> Array:

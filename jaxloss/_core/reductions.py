@@ -52,8 +52,8 @@ def _reduction(*, data: tuple[str, ...] = ()) -> Any:
 class SumAndWeight:
     """A weighted sum and its weight: add pairs over microbatches or devices, divide once.
 
-    >>> first = SumAndWeight(jnp.array(4.0), jnp.array(1.0))
-    >>> second = SumAndWeight(jnp.array(3.0), jnp.array(3.0))
+    >>> first = SumAndWeight(jnp.float32(4), jnp.float32(1))
+    >>> second = SumAndWeight(jnp.float32(3), jnp.float32(3))
     >>> (first + second).mean()
     Array(1.75, dtype=float32)
     """

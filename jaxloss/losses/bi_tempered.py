@@ -13,7 +13,7 @@ from .._core.case import Case, draw_labels, draw_normal, draw_probs
 from .._core.checks import message, require
 from .._core.compiled import compiled
 from .._core.labels import is_integer, prepare
-from .._core.numerics import box_cox, expm1, horner, numbers, power_of_log
+from .._core.numerics import absolute, box_cox, expm1, horner, numbers, power_of_log
 from .._core.reduce import reduce
 from .._core.sharding import one_hot
 from .._core.typing import Number, Reduction, Values, Where
@@ -47,6 +47,8 @@ def bi_tempered_logistic_loss(
     $t_2$ rises above 1. An integer label outside `[0, classes)` makes its unit NaN.
 
     Derivatives of every order come from the equation that defines $\lambda$, not from its solver.
+    Where the derivative with respect to a target of 0 is infinite, for `t1` from 1 up, it is taken
+    as 0.
 
     Args:
         logits: Activations $z$, classes last. A class of -inf has probability 0.
@@ -94,22 +96,26 @@ def _log_tempered_softmax(logits: Array, c: Array, num_iters: int) -> Array:
     top = _top(logits)
     largest = jnp.sum(jnp.where(top, logits, 0), axis=-1, keepdims=True)
     z = jnp.where(top, 0, logits - largest)
-    return _log_exp(z - _normaliser(z, c, num_iters), c)
+    return _log_exp(z - _normaliser(z, c, num_iters), c)[0]
 
 
 def _top(z: Array) -> Array:
     return one_hot(jnp.argmax(jax.lax.stop_gradient(z), axis=-1), z.shape[-1])
 
 
-def _log_exp(x: Array, c: Array) -> Array:
-    """For t = 1 - c, log exp_t(x) = log(1 + c x) / c: x at c = 0, -inf where 1 + c x <= 0."""
+def _log_exp(x: Array, c: Array) -> tuple[Array, Array]:
+    """For t = 1 - c, log exp_t(x) = log(1 + c x) / c (x at c = 0), and its derivative in x.
+
+    Where 1 + c x <= 0 the logarithm is -inf and the derivative is taken as 0.
+    """
     gone = (x == -jnp.inf) | (c * x <= -1)
     x = jnp.where(gone, 0, x)
     u = c * x
-    near = jnp.abs(u) < 0.05
+    near = jnp.abs(u) < 0.01
     series = horner(_LOG1P_OVER_X, jnp.where(near, u, 0)) * jnp.where(near, x, 0)
     exact = jnp.log1p(jnp.where(near, 0, u)) / jnp.where(near, 1, c)
-    return jnp.where(gone, -jnp.inf, jnp.where(near, series, exact))
+    value = jnp.where(near, series, exact)
+    return jnp.where(gone, -jnp.inf, value), jnp.where(gone, 0, 1 / (1 + u))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -121,30 +127,32 @@ def _normaliser(z: Array, c: Array, num_iters: int) -> Array:
     """
 
     def step(_: Any, root: Array) -> Array:
-        log_sum = jnp.log1p(_excess(z, c, root))
-        return root + box_cox(log_sum, c) * jnp.exp((1 - c) * log_sum) / _slope(z, c, root)
+        excess, slope = _sums(z, c, root)
+        log_sum = jnp.log1p(excess)
+        return root + box_cox(log_sum, c) * jnp.exp((1 - c) * log_sum) / slope
 
-    return jax.lax.fori_loop(1, num_iters, step, step(0, jnp.zeros((), z.dtype)))
+    return jax.lax.fori_loop(0, num_iters, step, jnp.max(z, axis=-1, keepdims=True))
 
 
 @_normaliser.defjvp
 def _normaliser_jvp(num_iters: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     z, c = primals
     root = _normaliser(z, c, num_iters)
-    _, moved = jax.jvp(lambda z, c: _excess(z, c, root), primals, tangents)
-    return root, moved / _slope(z, c, root)
+    (_, slope), (moved, _) = jax.jvp(lambda z, c: _sums(z, c, root), primals, tangents)
+    return root, moved / slope
 
 
-def _excess(z: Array, c: Array, root: Array) -> Array:
-    """sum_k exp_t(z_k - root) - 1, without cancellation where the largest is almost 1."""
-    log_p = _log_exp(z - root, c)
-    terms = jnp.where(_top(z), expm1(log_p), jnp.exp(log_p))
-    return jnp.sum(terms, axis=-1, keepdims=True)
+def _sums(z: Array, c: Array, root: Array) -> tuple[Array, Array]:
+    """For p = exp_t(z - root), sum(p) - 1 and sum(p^t), how fast the former falls in the root.
 
-
-def _slope(z: Array, c: Array, root: Array) -> Array:
-    """sum_k p_k^t, how fast the sum falls as the root grows."""
-    return jnp.sum(power_of_log(_log_exp(z - root, c), 1 - c), axis=-1, keepdims=True)
+    The largest enters by expm1, so that nothing cancels where it is almost 1.
+    """
+    top = _top(z)
+    log_p, growth = _log_exp(z - root, c)
+    p = jnp.exp(log_p)
+    largest = jnp.sum(jnp.where(top, log_p, 0), axis=-1, keepdims=True)
+    others = jnp.sum(jnp.where(top, 0, p), axis=-1, keepdims=True)
+    return others + expm1(largest), jnp.sum(p * growth, axis=-1, keepdims=True)
 
 
 def _divergence(y: Array, log_p: Array, c: Array) -> Array:
@@ -155,19 +163,17 @@ def _divergence(y: Array, log_p: Array, c: Array) -> Array:
     """
     absent = y == 0
     log_y = jnp.log(jnp.where(absent, 1, y))
-    from_p = power_of_log(log_p, 1 + c)
     r = jnp.where(absent, 0, log_p - log_y)
+    from_y, from_p = jnp.exp((1 + c) * log_y), power_of_log(log_p, 1 + c)
     near = jnp.abs(r) < 0.5
-    series = _integral(jnp.where(near, r, 0), c)
-    size = jnp.where(near, -1, jnp.where(r > 0, -r, r))
+    series = from_y * _integral(jnp.where(near, r, 0), c)
+    size = -jnp.where(near, 1, absolute(r))
     a, b = box_cox(size, c), box_cox(size, 1 + c)
-    from_y = jnp.exp((1 + c) * log_y)
     far = jnp.where(r > 0, from_p * (jnp.exp(size) * a - b), from_y * (b - a))
-    # At y = 0 the derivative with respect to y is the finite part of log_t y - log_t p.
+    # At y = 0 the derivative in y is -p^c / c; it is infinite, and taken as 0, where c <= 0.
     steep = c <= 0
-    cross = -jnp.where(steep, box_cox(log_p, c), power_of_log(log_p, c) / jnp.where(steep, 1, c))
-    none = from_p / (1 + c) + y * jnp.where(jnp.isfinite(cross), cross, 0)
-    return jnp.where(absent, none, jnp.where(near, from_y * series, far))
+    slope = jnp.where(steep, 0, -power_of_log(log_p, c) / jnp.where(steep, 1, c))
+    return jnp.where(absent, from_p / (1 + c) + y * slope, jnp.where(near, series, far))
 
 
 def _integral(r: Array, c: Array) -> Array:
@@ -179,7 +185,7 @@ def _integral(r: Array, c: Array) -> Array:
     return r * r * horner(coefficients, r)
 
 
-_LOG1P_OVER_X = [(-1) ** k / (k + 1) for k in range(14)]
+_LOG1P_OVER_X = [(-1) ** k / (k + 1) for k in range(10)]
 
 _CLASSES = dict(logits=draw_normal("B T C", scale=2), labels=draw_labels("B T"))
 _DENSE = dict(logits=draw_normal("B T C", scale=2), labels=draw_probs("B T C"))
