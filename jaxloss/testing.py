@@ -222,6 +222,7 @@ class _Trial:
         probes = {
             "clean": (a, everything, ones),
             "weighted": (a, everything, weights),
+            "kept": (a, keep, ones),
             "masked": (a, keep, weights),
             "nan": (self.poisoned(keep, np.nan, 2**31 - 1), keep, weights),
             "inf": (self.poisoned(keep, np.inf, -1), keep, weights),
@@ -694,28 +695,35 @@ def _devices(t: _Trial) -> Iterator[str]:
     specs = {n: spec(draw.dims.split()) for n, draw in t.case.arrays.items()}
     where, mask_spec = t.masks["keep"], spec(t.positions)
     axis = {"axis_name": "data"} if "axis_name" in inspect.signature(t.loss).parameters else {}
-    expected = t.value_and_grad(t.arrays, where)
-    modes = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
-    for mode, kind in modes.items():
-        mesh = jax.make_mesh((t.batch,), ("data",), axis_types=(kind,))
-        put = lambda x, s, mesh=mesh: jax.device_put(x, NamedSharding(mesh, s))
-        arrays = {n: put(a, specs[n]) for n, a in t.arrays.items()}
-        with jax.set_mesh(mesh):
-            got = jax.jit(t.value_and_grad, compiler_options=FAST)(arrays, put(where, mask_spec))
-        yield from _differs(f"{mode} mesh", jax.device_get(got), expected)
-    mesh = jax.make_mesh((t.batch,), ("data",), axis_types=(AxisType.Auto,))
     options = {**axis, "reduction": across("data")} if t.per_example else axis
+    kept = t.values["probes"]["kept"]
+    auto, explicit = (
+        jax.make_mesh((t.batch,), ("data",), axis_types=(kind,))
+        for kind in (AxisType.Auto, AxisType.Explicit)
+    )
     local = jax.shard_map(
-        lambda a, w: t.call(a, where=w, **options),
-        mesh=mesh,
+        lambda arrays, where: t.call(arrays, where=where, **options),
+        mesh=auto,
         in_specs=(specs, mask_spec),
         out_specs=PartitionSpec(),
     )
-    over = lambda floats, arrays, w: local({**arrays, **floats}, w)
-    got = jax.jit(jax.value_and_grad(over), compiler_options=FAST)(
-        t.differentiable(t.arrays), t.arrays, where
-    )
-    yield from _differs("shard_map", jax.device_get(got), expected)
+
+    def mapped(arrays: Arrays, where: Any) -> Any:
+        over = lambda floats: local({**arrays, **floats}, where)
+        return jax.value_and_grad(over)(t.differentiable(arrays))
+
+    modes = {"Auto mesh": t.value_and_grad, "shard_map": mapped}
+    together = lambda *args: {mode: function(*args) for mode, function in modes.items()}
+    for mesh, function in (
+        (auto, together),
+        (explicit, lambda *args: {"Explicit mesh": t.value_and_grad(*args)}),
+    ):
+        put = lambda x, s, mesh=mesh: jax.device_put(x, NamedSharding(mesh, s))
+        arrays = {n: put(a, specs[n]) for n, a in t.arrays.items()}
+        with jax.set_mesh(mesh):
+            got = jax.jit(function, compiler_options=FAST)(arrays, put(where, mask_spec))
+        for mode, pair in jax.device_get(got).items():
+            yield from _differs(mode, pair, (kept["mean"], kept["grad"]))
 
 
 LAWS: Mapping[str, Law] = {

@@ -1,5 +1,6 @@
 """Divergences between distributions over classes, and regularisers of a single distribution."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 from .._core.case import Case, draw_log_probs, draw_normal, draw_probs
 from .._core.checks import check_axis, check_float, check_min_rank, check_same_shape, require
 from .._core.compiled import compiled
-from .._core.numerics import expm1, safe_div, safe_mul, widen, xlogx
+from .._core.numerics import expm1, horner, safe_div, safe_mul, widen, xlogx
 from .._core.reduce import mask, reduce
 from .._core.softmax import neg_log_softmax
 from .._core.typing import Reduction, Values, Where
@@ -144,10 +145,10 @@ def generalized_kl_divergence(
     log_probs, target = _rows(axis, where, log_probs=log_probs, target=target)
     require(lambda: target >= 0, "target", "values of at least 0", where)
     log_ratio = _log_ratio(log_probs, target)
-    near = (target > 0) & (jnp.abs(log_ratio) < 1)
-    r = jnp.where(near, log_ratio, 0)
+    near = (target > 0) & (jnp.abs(log_ratio) < 0.5)
     far = safe_mul(target, -jnp.where(near, 0, log_ratio)) + jnp.exp(log_probs) - target
-    values = jnp.sum(jnp.where(near, target * (expm1(r) - r), far), axis=-1)
+    terms = jnp.where(near, target * _bend(jnp.where(near, log_ratio, 0)), far)
+    values = jnp.sum(terms, axis=-1)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
@@ -234,7 +235,9 @@ def jsd_consistency_loss(
     log_mean = log_sum - jnp.log(jnp.asarray(views, nll.dtype))
     r = jnp.where(possible, -jnp.where(possible, nll + log_mean, 0), 0)
     # p log(p / m) - p + m: the extra terms add up to 0 over the views and leave no cancellation.
-    terms = jnp.where(possible, r * jnp.exp(r) - expm1(r), 1)
+    near = jnp.abs(r) < 0.5
+    far = jnp.where(possible, r * jnp.exp(r) - expm1(r), 1)
+    terms = jnp.where(near & possible, jnp.exp(r) * _bend(jnp.where(near, -r, 0)), far)
     values = jnp.sum(jnp.exp(log_mean) * terms, axis=(-2, -1)) / views
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
@@ -287,6 +290,11 @@ def _rows(axis: int, where: Where | None, **arrays: Any) -> tuple[Array, ...]:
 def _log_ratio(log_probs: Array, target: Array) -> Array:
     """The difference log p - log t, and log p where t is 0."""
     return log_probs - jnp.log(jnp.where(target == 0, 1, target))
+
+
+def _bend(x: Array) -> Array:
+    """The difference exp(x) - 1 - x for |x| < 1/2, at least 0 and with every digit."""
+    return x * x * horner([1 / math.factorial(k + 2) for k in range(15)], x)
 
 
 def _js_terms(p: Array, t: Array) -> Array:

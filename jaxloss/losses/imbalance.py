@@ -262,10 +262,10 @@ def balanced_binary_cross_entropy(
         labels = poison(labels, (labels == 0) | (labels == 1))
     kept = jnp.ones_like(labels) if where is None else where.astype(labels.dtype)
     space = tuple(range(1, labels.ndim))
-    negatives = jnp.sum((1 - labels) * kept, axis=space, keepdims=True)
-    b = safe_div(negatives, jnp.sum(kept, axis=space, keepdims=True))
+    total = lambda x: jnp.sum(x * kept, axis=space, keepdims=True)
+    negative, positive = (safe_div(total(y), total(kept)) for y in (1 - labels, labels))
     cost_one, cost_zero = sigmoid_costs(logits)
-    values = safe_mul(b * labels, cost_one) + safe_mul((1 - b) * (1 - labels), cost_zero)
+    values = safe_mul(negative * labels, cost_one) + safe_mul(positive * (1 - labels), cost_zero)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
