@@ -97,6 +97,11 @@ def half_gradient(pred, target, where, weights, reduction):
     return squared((pred + still) / 2, target, where, weights, reduction)
 
 
+def infinite_curvature(pred, target, where, weights, reduction):
+    power = jnp.abs(pred - target) ** 0.75
+    return squared(power, jnp.zeros_like(power), where, weights, reduction)
+
+
 @jax.custom_vjp
 def _reverse_only(x):
     return x
@@ -153,7 +158,7 @@ FAULTS = {
     "accuracy": cancels,
     "gradient_accuracy": cancels,
     "numerical": half_gradient,
-    "transforms": reverse_mode_only,
+    "transforms": infinite_curvature,
     "eager": refuses_vmap_of_one,
     "vmap": different_under_vmap,
     "errors": broadcasts,
@@ -166,6 +171,10 @@ FAULTS = {
 def test_a_planted_fault_breaks_its_law(law: str) -> None:
     loss, case = faulty(FAULTS[law], zero_at_target=law == "at_target")
     assert law in broken_laws(loss, case)
+
+
+def test_a_loss_without_forward_mode_breaks_the_numerical_law() -> None:
+    assert "numerical" in broken_laws(*faulty(reverse_mode_only))
 
 
 def test_positional_options_break_the_signature_law() -> None:

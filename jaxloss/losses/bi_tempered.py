@@ -70,8 +70,8 @@ def bi_tempered_logistic_loss(
 
     Reference:
         Amid et al., Robust Bi-Tempered Logistic Loss Based on Bregman Divergences, NeurIPS 2019.
-        The authors' code takes a fixed-point iteration and bisection, needs more steps, and
-        smooths with K s / (K - 1) where we take s.
+        The authors' code solves by fixed point and bisection, in more steps; its `label_smoothing`
+        is ours times (K - 1) / K.
 
     >>> logits, labels = jnp.array([[0.0, 0.0]]), jnp.array([1])
     >>> bi_tempered_logistic_loss(logits, labels, t1=0.0, t2=2.0)  # 1/2 - 3/8 + 1/8

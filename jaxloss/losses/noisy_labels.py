@@ -13,7 +13,7 @@ from .._core.labels import is_integer, label_values, prepare
 from .._core.numerics import box_cox, expm1, numbers, power_of_log, safe_div, safe_log, safe_mul
 from .._core.reduce import reduce
 from .._core.sharding import one_hot, pick
-from .._core.softmax import neg_log_softmax
+from .._core.softmax import cross_entropy, neg_log_softmax
 from .._core.typing import Number, Reduction, Values, Where
 
 __all__ = [
@@ -66,7 +66,7 @@ def generalized_cross_entropy(
     logits, labels, where = prepare(logits, labels, where=where)
     (q,) = numbers(logits, q=q)
     require(lambda: (q >= 0) & (q <= 1), "q", "a number in [0, 1]")
-    values = _at_label(neg_log_softmax(logits), labels, lambda nll: -box_cox(-nll, q))
+    values = _at_label(logits, labels, lambda nll: -box_cox(-nll, q))
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
@@ -103,7 +103,7 @@ def classification_absolute_error(
     Array(0.75, dtype=float32)
     """
     logits, labels, where = prepare(logits, labels, where=where)
-    values = _at_label(neg_log_softmax(logits), labels, lambda nll: -expm1(-nll))
+    values = _at_label(logits, labels, lambda nll: -expm1(-nll))
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
@@ -143,7 +143,7 @@ def reverse_cross_entropy(
     """
     logits, labels, where = prepare(logits, labels, where=where)
     (log_zero,) = numbers(logits, log_zero=log_zero)
-    values = _reverse(neg_log_softmax(logits), labels, log_zero)
+    values = _reverse(logits, labels, log_zero)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
@@ -187,8 +187,7 @@ def symmetric_cross_entropy(
     """
     logits, labels, where = prepare(logits, labels, where=where)
     alpha, beta, log_zero = numbers(logits, alpha=alpha, beta=beta, log_zero=log_zero)
-    nll = neg_log_softmax(logits)
-    values = alpha * label_values(nll, labels) + beta * _reverse(nll, labels, log_zero)
+    values = alpha * cross_entropy(logits, labels) + beta * _reverse(logits, labels, log_zero)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
@@ -362,17 +361,18 @@ def hard_bootstrapped_cross_entropy(
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
-def _at_label(nll: Array, labels: Array, cost: Callable[[Array], Array]) -> Array:
+def _at_label(logits: Array, labels: Array, cost: Callable[[Array], Array]) -> Array:
     """`cost` of -log p at the label, or its mean under dense labels."""
     if is_integer(labels):
-        return cost(label_values(nll, labels))
-    return label_values(cost(nll), labels)
+        return cost(cross_entropy(logits, labels))
+    return label_values(cost(neg_log_softmax(logits)), labels)
 
 
-def _reverse(nll: Array, labels: Array, log_zero: Array) -> Array:
+def _reverse(logits: Array, labels: Array, log_zero: Array) -> Array:
     require(lambda: log_zero <= 0, "log_zero", "a number of at most 0")
     if is_integer(labels):
-        return log_zero * expm1(-label_values(nll, labels))
+        return log_zero * expm1(-cross_entropy(logits, labels))
+    nll = neg_log_softmax(logits)
     costs = -jnp.maximum(safe_log(labels), log_zero)
     # Relative to the cost of the likeliest class, the gradient does not cancel where p is almost 1.
     base = pick(costs, jnp.argmin(jax.lax.stop_gradient(nll), axis=-1))
