@@ -309,7 +309,6 @@ def test_a_class_ruled_out_is_a_class_removed(loss, classes: int, soft: bool) ->
     assert np.isfinite(jax.jvp(jax.grad(lambda z: loss(z, labels)), (logits,), (step,))[1]).all()
 
 
-@pytest.mark.xfail(strict=True, reason="the smoothed part of _core.softmax multiplies 0 by -inf")
 @BOTH
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("soft", [False, True], ids=["integer", "dense"])

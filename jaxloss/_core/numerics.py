@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -29,9 +31,21 @@ def absolute(x: Array) -> Array:
 
 
 def safe_div(a: Array, b: Array) -> Array:
-    """A / b, and 0 with zero gradient where b is 0."""
+    """a / b, and 0 with zero gradient where b is 0."""
     zero = b == 0
-    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+    return jnp.where(zero, 0, _divide(a, jnp.where(zero, 1, b)))
+
+
+@jax.custom_jvp
+def _divide(a: Array, b: Array) -> Array:
+    return a / b
+
+
+@_divide.defjvp
+def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
+    # Through the quotient, where jax's own rule forms 1 / b^2, which leaves the range of floats.
+    quotient = _divide(*primals)
+    return quotient, (tangents[0] - quotient * tangents[1]) / primals[1]
 
 
 def safe_sqrt(x: Array) -> Array:

@@ -50,7 +50,8 @@ def cross_entropy(
         if class_weights is not None:
             nll = safe_mul(jnp.broadcast_to(class_weights, nll.shape), nll)
         values = label_values(nll, labels)
-        return values if plain else (1 - smoothing) * values + smoothing * jnp.mean(nll, axis=-1)
+        spread = safe_mul(jnp.broadcast_to(smoothing, nll.shape), nll)
+        return values if plain else (1 - smoothing) * values + jnp.mean(spread, axis=-1)
     ok = valid(labels, classes)
     if plain and class_weights is None and logits.dtype == like.dtype and classes > EXACT_CLASSES:
         largest = _largest(logits)
@@ -72,7 +73,8 @@ def _rows(logits: Array, labels: Array, scale: Array, spread: Array | None) -> A
     if spread is None:
         return scale * nll
     (z,) = widen(logits)
-    return scale * nll + _total(spread, z) * (nll + gap + largest) - jnp.sum(spread * z, axis=-1)
+    finite = jnp.sum(spread * _spread_over(spread, z), axis=-1)
+    return scale * nll + _total(spread, z) * (nll + gap + largest) - finite
 
 
 def _largest(logits: Array) -> Array:
@@ -93,6 +95,11 @@ def _parts(logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
 
 def _nll(rest: Array, gap: Array) -> Array:
     return jnp.log1p(rest + jnp.expm1(gap)) - gap
+
+
+def _spread_over(spread: Array, z: Array) -> Array:
+    """Logits, with 0 for an infinite one over which nothing is spread."""
+    return jnp.where((spread == 0) & ~jnp.isfinite(z), 0, z)
 
 
 def _total(spread: Array, z: Array) -> Array:
@@ -128,7 +135,8 @@ def _rows_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     if not isinstance(scale_dot, SymbolicZero):
         out_dot += scale_dot * nll
     if spread is not None and not isinstance(spread_dot, SymbolicZero):
-        out_dot += _total(spread_dot, z) * (largest + log_norm) - jnp.sum(spread_dot * z, axis=-1)
+        moved = jnp.sum(spread_dot * _spread_over(spread, z), axis=-1)
+        out_dot += _total(spread_dot, z) * (largest + log_norm) - moved
     return out, out_dot
 
 
