@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ def absolute(x: Array) -> Array:
 
 
 def safe_div(a: Array, b: Array) -> Array:
-    """a / b, and 0 with zero gradient where b is 0."""
+    """Quotient a / b, and 0 with zero gradient where b is 0."""
     zero = b == 0
     return jnp.where(zero, 0, _divide(a, jnp.where(zero, 1, b)))
 
@@ -81,7 +80,7 @@ def safe_norm(x: Array, axis: int = -1, *, keepdims: bool = False) -> Array:
 
 
 def unit_vectors(x: Array, axis: int = -1) -> Array:
-    """x / |x| for vectors of any size; the zero vector stays 0, with zero gradient."""
+    """Vectors of any size over their norm; the zero vector stays 0, with zero gradient."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
     x = x / jnp.where((largest == 0) | ~jnp.isfinite(largest), 1, largest)
     return safe_div(x, safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True)))

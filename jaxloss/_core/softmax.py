@@ -54,7 +54,8 @@ def cross_entropy(
         return values if plain else (1 - smoothing) * values + jnp.mean(spread, axis=-1)
     ok = valid(labels, classes)
     if plain and class_weights is None and logits.dtype == like.dtype and classes > EXACT_CLASSES:
-        largest = _largest(logits)
+        largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+        largest = jnp.where(jnp.isfinite(largest), largest, 0)
         total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
         return poison(jnp.log(total) + largest - pick(logits, labels), ok)
     scale = poison(jnp.broadcast_to(1 - smoothing, labels.shape), ok)
@@ -77,20 +78,21 @@ def _rows(logits: Array, labels: Array, scale: Array, spread: Array | None) -> A
     return scale * nll + _total(spread, z) * (nll + gap + largest) - finite
 
 
-def _largest(logits: Array) -> Array:
-    largest = jax.lax.stop_gradient(widen(jnp.max(logits, axis=-1))[0])
-    return jnp.where(jnp.isfinite(largest), largest, 0)
-
-
 def _parts(logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
     """Maximum, exponentials, their sum without the label's, and the label's logit over the maximum.
 
     Leaving the label out of the sum keeps 1 - p exact when p is almost 1.
     """
-    largest = _largest(logits)
+    hit = one_hot(labels, logits.shape[-1])
+    (own,) = widen(pick(logits, labels))
+    # Where XLA computes the logits twice, `own` may miss their maximum by an ulp; with few classes
+    # the maximum is taken over `own` and the others, with many that would cost a copy.
+    exact = logits.shape[-1] <= EXACT_CLASSES
+    (others,) = widen(jnp.max(jnp.where(hit, -jnp.inf, logits) if exact else logits, axis=-1))
+    largest = jax.lax.stop_gradient(jnp.maximum(own, others))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
     powers = jnp.exp(widen(logits)[0] - largest[..., None])
-    rest = jnp.sum(jnp.where(one_hot(labels, logits.shape[-1]), 0, powers), axis=-1)
-    return largest, powers, rest, widen(pick(logits, labels))[0] - largest
+    return largest, powers, jnp.sum(jnp.where(hit, 0, powers), axis=-1), own - largest
 
 
 def _nll(rest: Array, gap: Array) -> Array:

@@ -10,7 +10,7 @@ from .._core.case import Case, draw_binary, draw_labels, draw_log_probs, draw_no
 from .._core.checks import check_array, require
 from .._core.compiled import compiled
 from .._core.labels import class_vectors, label_values, prepare
-from .._core.numerics import numbers, safe_mul
+from .._core.numerics import expm1, numbers, safe_mul
 from .._core.reduce import reduce
 from .._core.sigmoid import prepare_binary, sigmoid_costs
 from .._core.softmax import cross_entropy, neg_log_softmax
@@ -234,7 +234,7 @@ def poly_loss_cross_entropy(
     )
     (epsilon,) = numbers(logits, epsilon=epsilon)
     nll = neg_log_softmax(logits)
-    values = label_values(nll - epsilon * jnp.expm1(-nll), labels)
+    values = label_values(nll - epsilon * expm1(-nll), labels)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
