@@ -106,7 +106,8 @@ class top_k:  # noqa: N801
     """Mean of the largest units: a count if `amount` is an int, a share of them if a float.
 
     A share is one of the kept units, rounded to the nearest count, at least one. Fewer kept units
-    than asked for are all used. Units of weight 0 are never chosen; the chosen ones are averaged with their weights.
+    than asked for are all used. Units of weight 0 are never chosen; the chosen ones are averaged
+    with their weights.
     This is online hard example mining (Shrivastava et al., CVPR 2016).
 
     >>> top_k(2)(jnp.array([1.0, 5.0, 3.0]), jnp.ones(3))

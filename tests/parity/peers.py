@@ -7,6 +7,7 @@ make the table in `README.md` beside this file.
 import importlib
 import math
 import os
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,15 @@ def require_peer(peer: str) -> Any:
     if os.environ.get("CI"):
         return importlib.import_module(package)
     return pytest.importorskip(package, reason=f"{package} is not installed: uv/pip group 'peers'")
+
+
+def peer(dotted: str) -> Callable[..., Any]:
+    """The function of this name, imported when it is first called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return pkgutil.resolve_name(dotted)(*args, **kwargs)
+
+    return call
 
 
 def check(row: Row) -> None:

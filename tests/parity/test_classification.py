@@ -1,7 +1,5 @@
 """Cross-entropies, focal losses and margins against torch, optax, Keras and scikit-learn."""
 
-import importlib
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +17,7 @@ from jaxloss.testing import (
     draw_signs,
     draw_uniform,
 )
-from parity.peers import Row, check
+from parity.peers import Row, check, peer
 
 REDUCTIONS = ("none", "mean", "sum")
 MANY = ({"C": 1200, "T": 2},)
@@ -34,12 +32,6 @@ SCORES = dict(scores=draw_normal("B T"), labels=draw_signs("B T"))
 MULTICLASS = dict(scores=draw_normal("B C"), labels=draw_labels("B"))
 WEIGHTS = draw_uniform("C", 0.2, 2, kind="fixed")
 bce, ce = classification.sigmoid_binary_cross_entropy, classification.softmax_cross_entropy
-
-
-def peer(dotted: str) -> Callable[..., Any]:
-    """The function of this name, imported when it is first called."""
-    module, name = dotted.rsplit(".", 1)
-    return lambda *args, **kwargs: getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
 def torch_row(loss: Any, name: str, ours: Any, theirs: Any, draws: Any, **options: Any) -> Row:

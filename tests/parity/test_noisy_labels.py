@@ -1,7 +1,5 @@
 """Divergences and losses for wrong labels against torch, optax, Keras and SciPy."""
 
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +8,7 @@ import pytest
 
 from jaxloss.losses import bi_tempered, divergences, noisy_labels
 from jaxloss.testing import draw_labels, draw_log_probs, draw_normal, draw_probs
-from parity.peers import Row, check
+from parity.peers import Row, check, peer
 
 PAIR = dict(log_probs=draw_log_probs("B C"), target=draw_probs("B C"))
 LOG_PAIR = dict(log_probs=draw_log_probs("B C"), log_target=draw_log_probs("B C"))
@@ -20,12 +18,6 @@ PROBS = dict(probs=draw_probs("B C"), target=draw_probs("B C"))
 LOGITS = dict(logits=draw_normal("B C", scale=2))
 CLASSES = dict(logits=draw_normal("B C", scale=2), labels=draw_labels("B"))
 UNITS = dict(reduction="none")
-
-
-def peer(dotted: str) -> Callable[..., Any]:
-    """The function of this name, imported when it is first called."""
-    module, name = dotted.rsplit(".", 1)
-    return lambda *args, **kwargs: getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
 def row(
@@ -84,7 +76,7 @@ TORCH = [
         lambda f, z, y: (
             f(
                 z.softmax(-1),
-                importlib.import_module("torch").eye(z.shape[-1])[y],
+                peer("torch.eye")(z.shape[-1])[y],
                 reduction="none",
             ).sum(-1)
             / 2
