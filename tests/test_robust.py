@@ -1,5 +1,6 @@
 """Huber-like and robust losses: their limits in one another, kinks, tails and extreme errors."""
 
+import itertools
 import math
 
 import jax
@@ -36,26 +37,8 @@ LINEAR = (huber_loss, smooth_l1_loss, charbonnier_loss, pseudo_huber_loss, balan
 BOUNDED = (geman_mcclure_loss, welsch_loss, tukey_biweight_loss)
 ALL = (*LINEAR, general_robust_loss, cauchy_loss, *BOUNDED)
 NUMBERS = arrays(np.float32, (6,), elements=st.integers(-800, 800).map(lambda n: n / 8))
-SIZES = [
-    1e-25,
-    1e-12,
-    1e-7,
-    1e-4,
-    1e-3,
-    0.01,
-    0.1,
-    0.3,
-    0.65,
-    0.9,
-    1.1,
-    1.9,
-    2.1,
-    3.0,
-    4.6,
-    4.7,
-    8.0,
-]
-SIZES += [15.0, 30.0, 100.0, 1e3, 1e4, 1e7, 1e12, 1e18, 1e25]
+SIZES = [1e-25, 1e-12, 1e-7, 1e-4, 1e-3, 0.01, 0.1, 0.3, 0.65, 0.9, 1.1, 1.9, 2.1, 3.0, 4.6, 4.7]
+SIZES += [8.0, 15.0, 30.0, 100.0, 1e3, 1e4, 1e7, 1e12, 1e18, 1e25]
 ERRORS = np.array([*SIZES, *(-e for e in SIZES)], np.float32)
 NEAR = np.array([e for e in ERRORS if abs(e) < 1e4] + [0.0], np.float32)
 
@@ -72,6 +55,9 @@ def units(loss, error, **options):
 def slopes(loss, error, **options):
     error = jnp.asarray(error)
     return jax.grad(lambda e: loss(e, jnp.zeros_like(e), reduction="sum", **options))(error)
+
+
+A, B, C = exactly(0.3), exactly(0.7), exactly(4.685)
 
 
 def balanced(e, alpha=0.5, gamma=1.5, beta=1.0):
@@ -100,18 +86,18 @@ def barron(x, alpha):
         (huber_loss, lambda e: e**2 / 2 if e < 1 else e - mp.mpf(0.5), {}),
         (
             huber_loss,
-            lambda e, d=exactly(0.7): e**2 / 2 if e < d else d * (e - d / 2),
+            lambda e: e**2 / 2 if e < B else B * (e - B / 2),
             dict(delta=0.7),
         ),
         (
             smooth_l1_loss,
-            lambda e, b=exactly(0.7): e**2 / (2 * b) if e < b else e - b / 2,
+            lambda e: e**2 / (2 * B) if e < B else e - B / 2,
             dict(beta=0.7),
         ),
         (charbonnier_loss, lambda e: mp.sqrt(e**2 + exactly(1e-3) ** 2), {}),
         (
             pseudo_huber_loss,
-            lambda e, d=exactly(0.3): d**2 * (mp.sqrt(1 + (e / d) ** 2) - 1),
+            lambda e: A**2 * (mp.sqrt(1 + (e / A) ** 2) - 1),
             dict(delta=0.3),
         ),
         (balanced_l1_loss, balanced, {}),
@@ -125,7 +111,7 @@ def barron(x, alpha):
         (welsch_loss, lambda e: -mp.expm1(-(min(e, mp.mpf(1e3)) ** 2) / 2), {}),
         (
             tukey_biweight_loss,
-            lambda e, c=exactly(4.685): c**2 / 6 * (1 - (1 - min(e / c, 1) ** 2) ** 3),
+            lambda e: C**2 / 6 * (1 - (1 - min(e / C, 1) ** 2) ** 3),
             {},
         ),
         (general_robust_loss, lambda e: barron(e, 1), {}),
@@ -164,7 +150,7 @@ def test_every_loss_is_even_and_grows_with_the_error(loss, error):
 @given(NUMBERS)
 def test_a_larger_alpha_never_costs_less(error):
     chain = [units(general_robust_loss, error, alpha=a) for a in (-INF, -2.0, 0.0, 1.0, 2.0)]
-    for lower, upper in zip(chain, chain[1:], strict=False):
+    for lower, upper in itertools.pairwise(chain):
         assert np.all(lower <= upper * (1 + 1e-6))
 
 
@@ -189,15 +175,18 @@ def test_huber_without_outliers_is_half_the_squared_error(delta):
 
 
 def test_huber_of_a_small_delta_is_the_absolute_error_times_delta():
-    values = units(huber_loss, NEAR, delta=1e-30) / np.float32(1e-30)
-    np.testing.assert_allclose(values, np.abs(NEAR), rtol=1e-6, atol=1e-30)
+    values = units(huber_loss, NEAR, delta=1e-12) / np.float32(1e-12)
+    np.testing.assert_allclose(values, np.abs(NEAR), rtol=1e-6, atol=1e-12)  # delta / 2
 
 
 def test_huber_by_hand_and_against_scipy_with_a_traced_delta():
     delta = jnp.float32(0.5)
     assert jax.jit(lambda d: units(huber_loss, np.float32(2), delta=d))(delta) == 0.875
     np.testing.assert_allclose(
-        units(huber_loss, NEAR, delta=delta), special.huber(0.5, NEAR.astype(float)), rtol=1e-6
+        units(huber_loss, NEAR, delta=delta),
+        special.huber(0.5, NEAR.astype(float)),
+        rtol=1e-6,
+        atol=np.finfo(np.float32).tiny,
     )
 
 
@@ -307,7 +296,7 @@ FLOATS = pytest.mark.parametrize(
 
 
 def slope_in_alpha(x, alpha):
-    """By differences in ninety digits."""
+    """By differences, in digits enough for the step."""
     if abs(alpha) == INF:
         return mp.mpf(0)
     step = mp.mpf(10) ** -25 * min(1, abs(mp.mpf(alpha) - 2))
@@ -325,13 +314,14 @@ def slope_in_x(x, alpha):
 @FLOATS
 def test_barron_is_exact_for_every_alpha_in_value_and_both_slopes(dtype, tolerance):
     alphas = [float(dtype(a)) for a in ALPHAS]
-    with jax.enable_x64(dtype == np.float64), mp.workdps(90):
+    with jax.enable_x64(dtype == np.float64), mp.workdps(160):
         alpha, x = (
             jnp.asarray(g) for g in np.meshgrid(np.array(alphas, dtype), GRID.astype(dtype))
         )
-        total = lambda x, a: general_robust_loss(x, 0 * x, alpha=a, reduction="sum")
+        zero = jnp.zeros_like(x)
+        total = lambda x, a: general_robust_loss(x, zero, alpha=a, reduction="sum")
         got = (
-            general_robust_loss(x, 0 * x, alpha=alpha, reduction="none"),
+            general_robust_loss(x, zero, alpha=alpha, reduction="none"),
             *jax.grad(total, (0, 1))(x, alpha),
         )
         largest = float(np.finfo(dtype).max)
@@ -344,7 +334,8 @@ def test_barron_is_exact_for_every_alpha_in_value_and_both_slopes(dtype, toleran
                 if true > largest:
                     assert np.isposinf(y), (exact.__name__, p, a, y)
                 else:
-                    close = abs(y - true) <= tolerance * abs(true) + np.finfo(dtype).tiny
+                    # one factor of a product may be subnormal long before the product is
+                    close = abs(y - true) <= tolerance * abs(true) + 100 * np.finfo(dtype).tiny
                     assert close, (exact.__name__, p, a, y, true)
 
 
@@ -379,11 +370,11 @@ def test_barron_overflows_to_infinity_and_never_to_nan(alpha):
     assert not any(np.any(np.isnan(part)) for part in (*parts, in_alpha))
 
 
-@pytest.mark.parametrize("alpha", [-INF, -2.0, -1e-7, 0.0, 1.0, 2.0, 3.0])
-def test_every_second_derivative_of_barron_is_finite(alpha):
+def test_every_second_derivative_of_barron_is_finite():
+    x, alpha = np.meshgrid([0.0, 1e-3, 1.0, 3.0], [-INF, -2.0, -1e-7, 0.0, 1.0, 2.0, 3.0])
     loss = lambda x, a: general_robust_loss(x, 0 * x, alpha=a)
-    hessian = jax.jit(jax.vmap(jax.hessian(loss, (0, 1)), (0, None)))
-    for leaf in jax.tree.leaves(hessian(jnp.array([0.0, 1e-3, 1.0, 3.0]), jnp.float32(alpha))):
+    hessian = jax.jit(jax.vmap(jax.hessian(loss, (0, 1))))
+    for leaf in jax.tree.leaves(hessian(*(jnp.float32(a.ravel()) for a in (x, alpha)))):
         assert np.all(np.isfinite(leaf))
 
 

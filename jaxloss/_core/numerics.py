@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from .checks import check_scalar
@@ -40,11 +41,17 @@ def _divide(a: Array, b: Array) -> Array:
     return a / b
 
 
-@_divide.defjvp
-def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
-    # Through the quotient, where jax's own rule forms 1 / b^2, which leaves the range of floats.
-    quotient = _divide(*primals)
-    return quotient, (tangents[0] - quotient * tangents[1]) / primals[1]
+def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    # Through the quotient: jax's own rule forms 1 / b^2, which leaves the range of floats. A part
+    # that does not move is left out, since an infinite quotient times 0 is NaN.
+    a, b = primals
+    a_dot, b_dot = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    quotient = _divide(a, b)
+    moved = jnp.zeros_like(quotient) if a_dot is None else a_dot / b
+    return quotient, moved if b_dot is None else moved - quotient * (b_dot / b)
+
+
+_divide.defjvp(_divide_jvp, symbolic_zeros=True)
 
 
 def safe_sqrt(x: Array) -> Array:

@@ -359,9 +359,9 @@ def _slope_by_quadrature(x: Array, alpha: Array) -> Array:
 
 def _slope_near_two(x: Array, alpha: Array) -> Array:
     _, side, b, u, half, _ = _coordinates(x, alpha)
-    pull = _pull(x, alpha)
-    grown = 0.5 * (x * (x * pull) + b * pull) * (u + jnp.expm1(-u))
-    return (grown + side * jnp.expm1(side * half) - _barron(x, alpha)) / alpha
+    pull, growth = _pull(x, alpha), 0.5 * (u + jnp.expm1(-u))
+    square = x * (x * pull) * (growth - 1 / alpha)
+    return (square + b * pull * growth + 2 * side / alpha * jnp.expm1(side * half)) / alpha
 
 
 def _slope_in_closed_form(x: Array, alpha: Array) -> Array:
