@@ -85,9 +85,8 @@ def main() -> None:
                 row = row if options.seconds is None else replace(row, seconds=options.seconds)
                 results.append(measure(row))
     console.print(table(results))
-    console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__} on {jax.default_backend()}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    console.print(f"{machine}, jax {jax.__version__} on {jax.default_backend()}")
     if options.out:
         figures = [
             dict(name=r.row.name, shape=r.row.shape, medians=r.medians, temporaries=r.temporaries)
