@@ -19,7 +19,7 @@ parity: $(VENV)/peers.stamp  ## Compare with torch, optax, Keras, scikit-learn a
 lint: $(VENV)/dev.stamp  ## Style, types and the floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 bench: $(VENV)/peers.stamp  ## Time and memory against the peers, in one process

@@ -1,96 +1,183 @@
-"""Quantiles, expectiles and insensitive tubes: minimisers, kinks and limits."""
+"""Quantiles, expectiles and insensitive tubes: kinks, minimisers and limits in one another."""
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from oracle import units_off
 from scipy import stats
 
-import jaxloss
+from jaxloss import checked
+from jaxloss.losses.quantiles import (
+    epsilon_insensitive_loss,
+    expectile_loss,
+    multi_quantile_loss,
+    quantile_loss,
+    squared_epsilon_insensitive_loss,
+)
+from jaxloss.losses.regression import absolute_error, squared_error
 
-SAMPLE = np.random.default_rng(0).standard_normal(201).astype(np.float32)
-
-
-def minimiser(loss) -> float:
-    """The constant prediction that costs least, by golden section in float64."""
-    with jax.enable_x64(True):
-        target = jnp.asarray(SAMPLE.astype(np.float64))
-        cost = jax.jit(lambda c: loss(jnp.full_like(target, c), target))
-        low, high, ratio = -4.0, 4.0, (5**0.5 - 1) / 2
-        for _ in range(70):
-            a, b = high - ratio * (high - low), low + ratio * (high - low)
-            low, high = (low, b) if cost(a) < cost(b) else (a, high)
-        return (low + high) / 2
-
-
-@pytest.mark.parametrize("q", [0.1, 0.5, 0.9])
-def test_the_quantile_loss_is_smallest_at_the_quantile(q) -> None:
-    found = minimiser(lambda p, t: jaxloss.quantile_loss(p, t, quantile=q))
-    assert np.mean(found - 1e-6 > SAMPLE) <= q <= np.mean(found + 1e-6 >= SAMPLE)
-
-
-@pytest.mark.parametrize("tau", [0.1, 0.5, 0.9])
-def test_the_expectile_loss_is_smallest_at_the_expectile(tau) -> None:
-    found = minimiser(lambda p, t: jaxloss.expectile_loss(p, t, expectile=tau))
-    np.testing.assert_allclose(found, stats.expectile(SAMPLE.astype(float), tau), atol=1e-6)
-
-
-def test_the_median_loss_is_half_the_absolute_error_and_the_mean_loss_half_the_square() -> None:
-    zero = jnp.zeros_like(SAMPLE)
-    half = jaxloss.absolute_error(SAMPLE, zero) / 2
-    np.testing.assert_allclose(jaxloss.quantile_loss(SAMPLE, zero), half, rtol=1e-6)
-    half = jaxloss.squared_error(SAMPLE, zero) / 2
-    np.testing.assert_allclose(jaxloss.expectile_loss(SAMPLE, zero), half, rtol=1e-6)
-
-
-@pytest.mark.parametrize("loss", [jaxloss.quantile_loss, jaxloss.expectile_loss])
-def test_the_gradient_of_a_hit_is_zero(loss) -> None:
-    assert jax.grad(loss)(jnp.float32(2), jnp.float32(2)) == 0
-
-
-def test_a_traced_quantile_gives_the_same_value_and_a_slope() -> None:
-    loss = lambda q: jaxloss.quantile_loss(jnp.float32(1), jnp.float32(3), quantile=q)
-    assert jax.jit(loss)(0.75) == 1.5
-    assert jax.grad(loss)(jnp.float32(0.75)) == 2
-
-
-def test_many_quantiles_cost_the_mean_of_each() -> None:
-    quantiles = jnp.array([0.1, 0.5, 0.9])
-    pred = jnp.asarray(np.random.default_rng(1).standard_normal((201, 3)), jnp.float32)
-    each = [
-        jaxloss.quantile_loss(pred[:, i], SAMPLE, quantile=q, reduction="none")
-        for i, q in enumerate(quantiles)
-    ]
-    got = jaxloss.multi_quantile_loss(pred, SAMPLE, quantiles, reduction="none")
-    np.testing.assert_allclose(got, np.mean(each, axis=0), rtol=1e-5)
-
-
-def test_many_quantiles_must_match_the_last_axis() -> None:
-    with pytest.raises(ValueError, match="multi_quantile_loss: "):
-        jaxloss.multi_quantile_loss(jnp.ones((4, 3)), jnp.ones(4), jnp.array([0.1, 0.9]))
-
-
-def test_checked_names_a_quantile_out_of_range() -> None:
-    with pytest.raises(ValueError, match="quantile_loss: quantile: expected"):
-        jaxloss.checked(jaxloss.quantile_loss)(jnp.ones(2), jnp.ones(2), quantile=jnp.float32(1.5))
+NUMBERS = arrays(np.float32, (6,), elements=st.integers(-800, 800).map(lambda n: n / 8))
+LEVELS = st.integers(0, 16).map(lambda n: n / 16)
+ERRORS = np.array([1e-12, 1e-4, 0.1, 0.3, 0.41, 1.0, 7.0, 300.0], np.float32)
+PRED = np.concatenate([ERRORS, -ERRORS, 1.5 + ERRORS, 1.5 - ERRORS])
+TARGET = np.concatenate([0 * ERRORS, 0 * ERRORS, 1.5 + 0 * ERRORS, 1.5 + 0 * ERRORS])
+PAIRS = [pair for pair in zip(PRED, TARGET, strict=True) if pair[0] != pair[1]]
+Q, EPSILON = (mp.mpf(float(np.float32(x))) for x in (0.8, 0.35))
 
 
 @pytest.mark.parametrize(
-    ("loss", "power"),
-    [(jaxloss.epsilon_insensitive_loss, 1), (jaxloss.squared_epsilon_insensitive_loss, 2)],
+    ("loss", "exact", "options"),
+    [
+        (quantile_loss, lambda p, t: max(Q * (t - p), (Q - 1) * (t - p)), dict(quantile=0.8)),
+        (expectile_loss, lambda p, t: abs(Q - (p > t)) * (p - t) ** 2, dict(expectile=0.8)),
+        (
+            epsilon_insensitive_loss,
+            lambda p, t: max(0, abs(p - t) - EPSILON),
+            dict(epsilon=0.35),
+        ),
+        (
+            squared_epsilon_insensitive_loss,
+            lambda p, t: max(0, abs(p - t) - EPSILON) ** 2,
+            dict(epsilon=0.35),
+        ),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_a_tube_costs_what_sticks_out_of_it(loss, power) -> None:
-    error = jnp.array([0.0, 0.5, -0.5, 2.0, -3.0])
-    got = loss(error, 0 * error, epsilon=0.5, reduction="none")
-    np.testing.assert_allclose(got, np.array([0, 0, 0, 1.5, 2.5]) ** power)
-    slope = jax.grad(lambda e: loss(e, jnp.zeros_like(e), epsilon=0.5, reduction="sum"))(error)
-    outside = np.array([0, 0, 0, 1, -1]) * (1 if power == 1 else 2 * np.array([0, 0, 0, 1.5, 2.5]))
-    np.testing.assert_allclose(slope, outside)
+def test_value_and_slopes_match_fifty_digits(loss, exact, options):
+    off = units_off(loss, exact, *zip(*PAIRS, strict=True), **options)
+    assert max(worst for worst, _ in off.values()) <= 4, off
 
 
-def test_a_tube_of_width_zero_is_the_absolute_error() -> None:
-    zero = jnp.zeros_like(SAMPLE)
-    got = jaxloss.epsilon_insensitive_loss(SAMPLE, zero, epsilon=0.0, reduction="none")
-    np.testing.assert_array_equal(got, np.abs(SAMPLE))
-    slope = jax.grad(lambda p: jaxloss.epsilon_insensitive_loss(p, 0 * zero[0], epsilon=0.0))
-    assert slope(jnp.float32(0)) == 0
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 0.5, 1.0])
+def test_the_gradient_of_a_quantile_at_equality_is_zero(quantile):
+    value = jnp.array([0.0, 2.0])
+    for argnum in (0, 1):
+        slope = jax.grad(lambda *a: quantile_loss(*a, quantile=quantile), argnum)(value, value)
+        np.testing.assert_array_equal(slope, 0)
+
+
+@given(NUMBERS, NUMBERS)
+@settings(deadline=None)
+def test_the_median_is_half_the_absolute_error(pred, target):
+    np.testing.assert_array_equal(
+        quantile_loss(pred, target, reduction="none"),
+        absolute_error(pred, target, reduction="none") / 2,
+    )
+
+
+@given(NUMBERS, NUMBERS)
+@settings(deadline=None)
+def test_the_middle_expectile_is_half_the_squared_error(pred, target):
+    np.testing.assert_array_equal(
+        expectile_loss(pred, target, reduction="none"),
+        squared_error(pred, target, reduction="none") / 2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [(quantile_loss, "quantile"), (expectile_loss, "expectile")]
+)
+@settings(deadline=None)
+@given(NUMBERS, NUMBERS, LEVELS)
+def test_mirroring_both_arrays_turns_a_level_into_its_complement(loss, name, pred, target, level):
+    np.testing.assert_allclose(
+        loss(pred, target, reduction="none", **{name: level}),
+        loss(-pred, -target, reduction="none", **{name: 1 - level}),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.75])
+def test_the_best_constant_under_the_pinball_loss_is_the_quantile(level):
+    sample = jnp.asarray(np.random.default_rng(0).gumbel(size=41), jnp.float32)
+    cost = lambda c: quantile_loss(jnp.full_like(sample, c), sample, quantile=level)
+    best = sample[jnp.argmin(jax.vmap(cost)(sample))]
+    assert best == np.quantile(sample, level, method="inverted_cdf")
+
+
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.75])
+def test_the_slope_of_the_expectile_loss_vanishes_at_scipys_expectile(level):
+    sample = np.random.default_rng(0).gumbel(size=41)
+    centre = stats.expectile(sample, alpha=level)
+    slope = jax.grad(lambda c: expectile_loss(jnp.full(41, c), sample, expectile=level))
+    with jax.enable_x64(True):
+        assert abs(slope(centre)) < 1e-12
+
+
+def test_several_quantiles_cost_the_mean_of_each():
+    generator = np.random.default_rng(0)
+    pred, target = generator.normal(size=(5, 2, 3)), generator.normal(size=(5, 2))
+    levels = np.array([0.1, 0.5, 0.9])
+    pred, target, levels = (x.astype(np.float32) for x in (pred, target, levels))
+    each = [
+        quantile_loss(pred[..., k], target, quantile=levels[k], reduction="none") for k in range(3)
+    ]
+    together = multi_quantile_loss(pred, target, levels, reduction="none")
+    assert together.shape == (5, 2)
+    np.testing.assert_allclose(together, np.mean(each, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        (((5, 3), (5, 1), (3,)), r"target: expected shape \(5,\), got \(5, 1\)"),
+        (((5, 3), (5,), (2,)), r"quantiles: expected shape \(3,\), got \(2,\)"),
+        (((5, 3), (5,), ()), r"quantiles: expected shape \(3,\), got \(\)"),
+    ],
+)
+def test_quantiles_fit_the_last_axis_and_targets_the_rest(shapes, text):
+    with pytest.raises(ValueError, match=text):
+        multi_quantile_loss(*(jnp.zeros(shape) for shape in shapes))
+
+
+def test_the_level_may_be_traced_and_learned():
+    pred, target = jnp.array([1.0, 5.0]), jnp.array([3.0, 4.0])
+    value, slope = jax.jit(
+        jax.value_and_grad(lambda q: quantile_loss(pred, target, quantile=q, reduction="sum"))
+    )(0.75)
+    assert value == 0.75 * 2 + 0.25 * 1
+    assert slope == 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "plain"),
+    [
+        (epsilon_insensitive_loss, absolute_error),
+        (squared_epsilon_insensitive_loss, squared_error),
+    ],
+)
+def test_a_tube_of_width_zero_is_the_plain_error(loss, plain):
+    part = lambda f, **options: jax.value_and_grad(f)(PRED, TARGET, **options)
+    for epsilon in (0.0, jnp.float32(0)):
+        for ours, theirs in zip(part(loss, epsilon=epsilon), part(plain), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [epsilon_insensitive_loss, squared_epsilon_insensitive_loss])
+def test_inside_the_tube_and_on_its_border_nothing_pulls(loss):
+    error = jnp.array([0.0, 0.25, -0.5, 0.5])
+    value, slope = jax.value_and_grad(loss)(error, jnp.zeros(4), epsilon=0.5)
+    assert value == 0
+    np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (quantile_loss, dict(quantile=1.5)),
+        (expectile_loss, dict(expectile=-0.5)),
+        (epsilon_insensitive_loss, dict(epsilon=-1.0)),
+        (squared_epsilon_insensitive_loss, dict(epsilon=-1.0)),
+    ],
+)
+def test_checked_names_a_parameter_out_of_range(loss, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{loss.__name__}: {name}"):
+        checked(loss)(jnp.ones(2), jnp.zeros(2), **options)
+    with pytest.raises(ValueError, match="multi_quantile_loss: quantiles"):
+        checked(multi_quantile_loss)(jnp.ones((2, 1)), jnp.zeros(2), jnp.array([1.5]))
