@@ -18,7 +18,7 @@ from jaxloss.losses.likelihoods import (
     poisson_nll_loss,
     student_t_nll_loss,
 )
-from jaxloss.losses.regression import l2_loss
+from jaxloss.losses.regression import absolute_error, l2_loss
 
 SCALED = (gaussian_nll_loss, laplace_nll_loss, student_t_nll_loss)
 NUMBERS = arrays(np.float32, (6,), elements=st.integers(-64, 64).map(lambda n: n / 8))
@@ -136,12 +136,20 @@ def test_a_full_likelihood_differs_by_a_constant_of_the_count_alone():
         rest = whole - poisson_nll_loss(log_rate, target, reduction="none")
         np.testing.assert_allclose(rest, float(mp.loggamma(count + 1)), atol=3e-5)
         slopes = [
-            jax.grad(lambda r, f=full: poisson_nll_loss(r, target, full=f, reduction="sum"))(
-                log_rate
+            jax.grad(lambda r, t, f=full: poisson_nll_loss(r, t, full=f, reduction="sum"))(
+                log_rate, target
             )
             for full in (False, True)
         ]
         np.testing.assert_allclose(*slopes, rtol=1e-5, atol=1e-5)
+
+
+def test_the_full_poisson_loss_is_minus_the_log_probability():
+    counts = np.arange(40)
+    log_rate = LOC.astype(np.float32)
+    expected = -stats.poisson.logpmf(counts, np.exp(log_rate.astype(float)))
+    got = poisson_nll_loss(log_rate, counts, full=True, reduction="none")
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_a_well_predicted_large_count_keeps_its_digits():
@@ -194,6 +202,22 @@ def test_a_masked_nan_in_the_scale_is_invisible(loss):
         assert slope[1] == 0
 
 
+def test_a_perfect_prediction_of_tiny_variance_costs_half_its_logarithm():
+    arrays = jnp.float32(1), jnp.float32(-100), jnp.float32(1)
+    value, slopes = jax.value_and_grad(gaussian_nll_loss, (0, 1, 2))(*arrays)
+    assert value == -50
+    np.testing.assert_array_equal(slopes, [0, 0.5, 0])
+
+
+def test_at_unit_scale_gaussian_and_laplace_are_the_plain_errors():
+    loc, zero, target = np.float32(LOC), jnp.zeros(40), np.float32(TARGET)
+    np.testing.assert_allclose(
+        gaussian_nll_loss(loc, zero, target), l2_loss(loc, target), rtol=1e-6
+    )
+    expected = absolute_error(loc, target) + np.log(2)
+    np.testing.assert_allclose(laplace_nll_loss(loc, zero, target), expected, rtol=1e-6)
+
+
 def test_the_mean_comes_before_the_variance_and_the_target_last():
     mean, log_var, target = (jnp.array([x]) for x in (1.0, 0.4, 3.0))
     expected = -stats.norm.logpdf(3, 1, np.exp(0.2))
@@ -222,6 +246,14 @@ def test_the_gradient_of_a_laplace_likelihood_at_equality_is_zero_in_its_locatio
     np.testing.assert_array_equal(slope, [[0], [1]])
 
 
+@pytest.mark.parametrize("df", [0.5, 3.0, 30.0, 1e3])
+def test_the_student_loss_is_minus_the_log_density(df):
+    loc, log_scale, target = (np.float32(x) for x in (LOC, LOG_SCALE, TARGET))
+    expected = -stats.t.logpdf(target.astype(float), df, loc, np.exp(log_scale.astype(float)))
+    got = student_t_nll_loss(loc, log_scale, target, df=df, reduction="none")
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+
+
 def test_student_with_one_degree_of_freedom_is_cauchy():
     values = student_t_nll_loss(LOC, LOG_SCALE, TARGET, df=1.0, reduction="none")
     expected = -stats.cauchy.logpdf(TARGET, LOC, np.exp(LOG_SCALE))
@@ -230,7 +262,7 @@ def test_student_with_one_degree_of_freedom_is_cauchy():
 
 @pytest.mark.parametrize(("df", "tolerance"), [(1e3, 1e-2), (1e6, 1e-5), (1e9, 1e-6)])
 def test_student_tends_to_the_gaussian(df, tolerance):
-    loc, log_scale, target = (np.float32(x) for x in (LOC, 0.1 * LOG_SCALE, TARGET))
+    loc, log_scale, target = (np.float32(x) for x in (LOC, 0.01 * LOG_SCALE, TARGET))
     gaussian = gaussian_nll_loss(loc, 2 * log_scale, target, full=True)
     np.testing.assert_allclose(
         student_t_nll_loss(loc, log_scale, target, df=df), gaussian, rtol=tolerance

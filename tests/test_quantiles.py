@@ -109,6 +109,15 @@ def test_the_slope_of_the_expectile_loss_vanishes_at_scipys_expectile(level):
         assert abs(slope(centre)) < 1e-12
 
 
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9])
+def test_no_constant_costs_less_than_the_quantile_between_samples_either(level):
+    sample = np.random.default_rng(1).normal(size=201).astype(np.float32)
+    cost = lambda c: quantile_loss(jnp.full(201, c), sample, quantile=level)
+    grid = np.linspace(-3, 3, 601, dtype=np.float32)
+    best = np.quantile(sample, level, method="inverted_cdf")
+    assert cost(best) <= np.min(jax.vmap(cost)(grid)) * (1 + 1e-6)
+
+
 def test_several_quantiles_cost_the_mean_of_each():
     generator = np.random.default_rng(0)
     pred, target = generator.normal(size=(5, 2, 3)), generator.normal(size=(5, 2))

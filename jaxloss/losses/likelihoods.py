@@ -209,7 +209,7 @@ def student_t_nll_loss(
 
 def _standardized(error: Array, log_scale: Array) -> Array:
     """Error / exp(log_scale); an error of 0 stays 0 however small the scale."""
-    largest = math.log(jnp.finfo(error.dtype).max)
+    largest = 0.99 * math.log(jnp.finfo(error.dtype).max)  # its exponential is finite
     return error * jnp.exp(jnp.minimum(-log_scale, largest))
 
 
