@@ -61,6 +61,12 @@ def test_the_gradient_of_a_quantile_at_equality_is_zero(quantile):
         np.testing.assert_array_equal(slope, 0)
 
 
+@pytest.mark.parametrize("loss", [quantile_loss, expectile_loss, epsilon_insensitive_loss])
+def test_a_nan_that_no_mask_hides_reaches_value_and_gradient(loss):
+    for pair in ((jnp.nan, 1.0), (1.0, jnp.nan)):
+        assert np.all(np.isnan(jax.value_and_grad(loss)(*map(jnp.float32, pair))))
+
+
 @given(NUMBERS, NUMBERS)
 @settings(deadline=None)
 def test_the_median_is_half_the_absolute_error(pred, target):
