@@ -19,7 +19,7 @@ def migration() -> str:
     for package in sorted({peer.split(".")[0] for peer, _ in pairs}):
         found = [
             f"`{peer.split('.')[-1]}` -> `{loss}`"
-            for peer, loss in sorted(pairs, key=lambda pair: pair[0].split(".")[-1])
+            for peer, loss in sorted(pairs, key=lambda pair: (pair[0].split(".")[-1], pair))
             if peer.split(".")[0] == package
         ]
         lines.append(f"| {package} | {', '.join(found)} |")
