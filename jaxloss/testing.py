@@ -503,19 +503,16 @@ def _nothing(t: _Trial) -> Iterator[str]:
 
 
 def _reducing(t: _Trial) -> Iterator[str]:
-    clean, masked = t.values["probes"]["weighted"], t.values["probes"]["masked"]
-    for value, where in ((clean, None), (masked, t.masks["keep"])):
-        weights = t.masks["weights"]
-        if where is not None:
-            hidden = value["none"] * 0 if where.shape != t.units else where
-            if where.shape != t.units:
-                yield from _differs("pair", value["pair"].sum, value["sum"])
-                continue
-            weights = weights * hidden
+    keep = t.masks["keep"]
+    for name, where in (("weighted", np.ones_like(keep)), ("masked", keep)):
+        value = t.values["probes"][name]
+        yield from _differs("sum of the pair", value["pair"].sum, value["sum"])
+        if name == "masked" and keep.shape != t.units:
+            continue  # which units are left, only the loss knows
+        weights = t.masks["weights"] * (where if where.shape == t.units else 1)
         total = np.sum(value["none"] * weights, dtype=np.float64)
         yield from _differs("sum", value["sum"], total)
         yield from _differs("mean", value["mean"], total / np.sum(weights, dtype=np.float64))
-        yield from _differs("sum of the pair", value["pair"].sum, total)
         yield from _differs("weight of the pair", value["pair"].weight, np.sum(weights))
 
 

@@ -71,13 +71,6 @@ def safe_mul(weight: Array, x: Array) -> Array:
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(x), 0, x)
 
 
-def safe_pow(base: Array, exponent: Array) -> Array:
-    """Power of base >= 0 through logarithms: 0 ** 0 = 1, and no derivative is NaN at base 0."""
-    zero = base == 0
-    at_zero = jnp.where(exponent == 0, 1, jnp.where(exponent > 0, 0, jnp.inf))
-    return jnp.where(zero, at_zero, jnp.exp(exponent * jnp.log(jnp.where(zero, 1, base))))
-
-
 def safe_norm(x: Array, axis: int = -1, *, keepdims: bool = False) -> Array:
     """Euclidean norm without overflow or underflow; 0 with zero gradient at the zero vector."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))
