@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from . import losses
+from . import criteria, losses
 from ._core.case import (
     Case,
     Draw,
@@ -59,8 +59,11 @@ FAST = {"xla_backend_optimization_level": 0}  # compile quickly what is no accur
 
 def all_cases() -> list[Case]:
     """The cases of every loss in jaxloss, found by looking into its modules."""
-    modules = [info.name for info in pkgutil.iter_modules(losses.__path__)]
-    found = [importlib.import_module(f"{losses.__name__}.{name}") for name in modules]
+    found = [
+        importlib.import_module(f"{package.__name__}.{info.name}")
+        for package in (losses, criteria)
+        for info in pkgutil.iter_modules(package.__path__)
+    ]
     return [case for module in found for case in getattr(module, "CASES", ())]
 
 

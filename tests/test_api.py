@@ -18,12 +18,13 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 import jaxloss
-from jaxloss import losses
+from jaxloss import criteria, losses
 from jaxloss.testing import Case, all_cases
 
 FAMILIES = [
-    importlib.import_module(f"{losses.__name__}.{info.name}")
-    for info in pkgutil.iter_modules(losses.__path__)
+    importlib.import_module(f"{package.__name__}.{info.name}")
+    for package in (losses, criteria)
+    for info in pkgutil.iter_modules(package.__path__)
 ]
 CASES = all_cases()
 LOSSES = [
@@ -33,7 +34,7 @@ LOSSES = [
     if "reduction" in inspect.signature(getattr(family, name)).parameters
 ]
 SOURCES = sorted(Path(jaxloss.__file__).parent.rglob("*.py"))
-FLOORS = [path for path in SOURCES if path.parent.name in {"losses", "_core"}]
+FLOORS = [path for path in SOURCES if path.parent.name in {"losses", "criteria", "_core"}]
 
 
 def ids(value: Any) -> str:

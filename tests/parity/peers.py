@@ -9,7 +9,9 @@ import math
 import os
 import pkgutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ TABLE = Path(__file__).parent / "README.md"
 SIZES: tuple[dict[str, int], ...] = ({}, {"B": 1, "C": 2, "T": 3}, {"B": 33, "C": 7, "T": 2})
 DIFFERENCES: dict[tuple[str, str], float] = {}
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+NEED_TORCHVISION = ("torchvision", "segmentation_models_pytorch", "piq")
+ON_TORCH = ("torch", "monai", "kornia", "focal_frequency_loss", *NEED_TORCHVISION)
 FAST = {"xla_backend_optimization_level": 0}
 
 
@@ -64,9 +68,29 @@ class Row:
 def require_peer(peer: str) -> Any:
     """Import the package of a peer: absent in CI is a failure, elsewhere a skip with a reason."""
     package = peer.split(".")[0]
+    if package in NEED_TORCHVISION:
+        _declare_torchvision_operators()
     if os.environ.get("CI"):
         return importlib.import_module(package)
     return pytest.importorskip(package, reason=f"{package} is not installed: uv/pip group 'peers'")
+
+
+@cache
+def _declare_torchvision_operators() -> None:
+    """Let torchvision be imported beside a CPU build of torch.
+
+    Its wheel holds compiled operators for CUDA only; the losses and matchers compared here are
+    plain Python, but the import asks for the names of two operators.
+    """
+    torch = importlib.import_module("torch")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        with suppress(RuntimeError):  # a build for this machine has them
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _KEPT.append(library)  # an operator lives as long as the library that declares it
+
+
+_KEPT: list[Any] = []
 
 
 def peer(dotted: str) -> Callable[..., Any]:
@@ -81,7 +105,7 @@ def peer(dotted: str) -> Callable[..., Any]:
 def check(row: Row) -> None:
     """Compare value and gradient of a row on every shape and dtype."""
     require_peer(row.peer)
-    run = _torch if row.peer.startswith("torch") else _numpy
+    run = _torch if row.peer.split(".")[0] in ON_TORCH else _numpy
     if row.peer.startswith(("optax", "keras", "jax")):
         run = _jax
     tolerance = {**TOLERANCE, **(row.tolerance or {})}

@@ -1,0 +1,1 @@
+"""Complete criteria that join losses of several families."""
