@@ -263,7 +263,7 @@ class _Trial:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """Everything in float32, from one compiled call."""
+        """Everything in float32: the probes as a user compiles them, the rest compiled quickly."""
         half, subset = np.arange(self.batch // 2), self.kept
         m, ones = self.masks, np.ones(self.units, np.float32)
         axis = self.positions.index("B")
@@ -280,7 +280,6 @@ class _Trial:
         }
         inputs = dict(
             arrays=self.arrays,
-            probes=_stack(list(self.probes.values())),
             small=_stack(list(smaller.values())),
             empty=part(half[:0], m["keep"], m["weights"]),
             half={d: {n: self.arrays[n].astype(d) for n in self.floats} for d in HALF},
@@ -288,14 +287,15 @@ class _Trial:
             direction=_directions(self.differentiable(self.arrays), np.float32),
             numbers={k: np.float32(v) for k, v in self.numbers.items()},
         )
-        values = jax.device_get(jax.jit(self.run)(inputs))
-        values["probes"] = _unstack(values["probes"], self.probes)
+        values = jax.device_get(jax.jit(self.run, compiler_options=FAST)(inputs))
+        probes = jax.jit(jax.vmap(self.evaluate))(*_stack(list(self.probes.values())))
+        values["probes"] = _unstack(jax.device_get(probes), self.probes)
         values["small"] = _unstack(values["small"], smaller)
         values["direction"] = inputs["direction"]
         return values
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """All float32 evaluations; arrays are arguments, so that nothing is folded away."""
+        """What no accuracy depends on; arrays are arguments, so that nothing is folded away."""
         arrays, direction = inputs["arrays"], inputs["direction"]
         floats = self.differentiable(arrays)
 
@@ -304,16 +304,17 @@ class _Trial:
             return jax.jvp(both, (self.differentiable(arrays),), (direction,))[1]
 
         def step(carry: Any, _: Any) -> Any:
-            return carry, jax.grad(jax.checkpoint(self.mean))(carry, arrays)
+            value_and_grad = jax.value_and_grad(jax.checkpoint(self.mean))(carry, arrays)
+            return carry, (*value_and_grad, self.call(arrays, reduction="none"))
 
+        _, steps = jax.lax.scan(step, floats, None, length=1)
+        mean, grad, none = jax.tree.map(lambda x: x[0], steps)
         return dict(
-            probes=jax.vmap(self.evaluate)(*inputs["probes"]),
             small=jax.vmap(self.evaluate)(*inputs["small"]),
             empty=self.evaluate(*inputs["empty"]),
-            plain=(self.call(arrays), self.call(arrays, reduction="none")),
             half={d: jax.value_and_grad(self.mean)(f, arrays) for d, f in inputs["half"].items()},
             curve=jax.vmap(curve)(inputs["curved"]),
-            scanned=jax.lax.scan(step, floats, None, length=1)[1],
+            plain=dict(mean=mean, grad=grad, none=none),
             numbers=self.numbers and self.in_numbers(arrays, inputs["numbers"]),
         )
 
@@ -442,25 +443,23 @@ def _eager(t: _Trial) -> Iterator[str]:
         eager = t.call(t.arrays, reduction="none")
     if not isinstance(eager, jax.Array) or eager.aval.weak_type:
         yield f"expected a strongly typed jax array, got {type(eager).__name__}"
-    yield from _differs("eager against jit", eager, t.values["plain"][1])
+    yield from _differs("eager against jit", eager, t.values["plain"]["none"])
     mixed = [a if i % 2 else jnp.asarray(a) for i, a in enumerate(t.arrays.values())]
     direct = t.loss(*mixed, **t.case.config)
-    yield from _differs("called directly against jit", direct, t.values["plain"][0])
+    yield from _differs("called directly against jit", direct, t.values["plain"]["mean"])
 
 
 def _vmap(t: _Trial) -> Iterator[str]:
     clean = t.values["probes"]["clean"]
-    yield from _differs("mean", clean["mean"], t.values["plain"][0])
-    yield from _differs("units", clean["none"], t.values["plain"][1])
+    yield from _differs("mean", clean["mean"], t.values["plain"]["mean"])
+    yield from _differs("units", clean["none"], t.values["plain"]["none"])
     for name in ("subset", "later"):
         yield from _infinite(name, t.values["small"][name]["mean"])
 
 
 def _transforms(t: _Trial) -> Iterator[str]:
     values, grad = t.values, t.values["probes"]["clean"]["grad"]
-    yield from _differs(
-        "checkpoint in a scan", jax.tree.map(lambda x: x[0], values["scanned"]), grad
-    )
+    yield from _differs("checkpoint in a scan", values["plain"]["grad"], grad)
     slope = _dot(grad, values["direction"])
     size = _dot(*(jax.tree.map(np.abs, x) for x in (grad, values["direction"])))
     if not abs(slope - values["curve"][0][0]) <= 16 * EPS * size:
@@ -641,7 +640,7 @@ def _numbers(t: _Trial) -> Iterator[str]:
     if not t.numbers:
         return
     value, grads = t.values["numbers"]
-    yield from _differs("traced numbers", value, t.values["plain"][0])
+    yield from _differs("traced numbers", value, t.values["plain"]["mean"])
     yield from _infinite("gradient of the numbers", grads)
     jitted = getattr(t.loss, "jitted", None)
     if jitted is not None:

@@ -61,9 +61,8 @@ def huber_loss(
     (delta,) = numbers(pred, delta=delta)
     require(lambda: delta >= 0, "delta", "a value of at least 0")
     error = pred - target
-    inside = jnp.abs(error) <= delta
-    slope = jnp.where(inside, 0, delta)  # 0 switches the linear part off, infinite deltas included
-    values = 0.5 * jnp.where(inside, error, 0) ** 2 + slope * (absolute(error) - 0.5 * slope)
+    slope = jnp.clip(error, -delta, delta)
+    values = slope * (error - 0.5 * slope)  # e^2 / 2 inside, as the slope is e there
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 

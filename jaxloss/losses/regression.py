@@ -1,5 +1,7 @@
 """Elementwise losses between a prediction and a target, and their relative forms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
@@ -179,12 +181,20 @@ def log_cosh(
 log_cosh_loss = log_cosh
 
 
+@jax.custom_jvp
 def _log_cosh(error: Array) -> Array:
-    # Near 0 the asymptotic form cancels; log cosh e = log1p(2 sinh^2(e / 2)) does not.
-    small = jnp.abs(error) < 1
-    near = jnp.log1p(2 * jnp.sinh(jnp.where(small, error, 0) / 2) ** 2)
-    size = absolute(jnp.where(small, 1, error))
-    return jnp.where(small, near, size + jax.nn.softplus(-2 * size) - jnp.log(2.0))
+    # With u = exp(-|e|) - 1, cosh e = 1 + u^2 / (2 + 2u): exact near 0, where |e| - log 2 cancels.
+    size = jnp.abs(error)
+    u = jnp.expm1(-size)
+    near = size < 1
+    inner = jnp.where(near, u * u / jnp.where(near, 2 + 2 * u, 1), (1 + u) ** 2)
+    return jnp.where(near, 0, size - math.log(2)) + jnp.log1p(inner)
+
+
+@_log_cosh.defjvp
+def _log_cosh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (error,), (moved,) = primals, tangents
+    return _log_cosh(error), jnp.tanh(error) * moved
 
 
 @compiled()
