@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from oracle import units_and_gradient
 
 from jaxloss import checked
 from jaxloss.losses.classification import sigmoid_binary_cross_entropy
@@ -22,11 +23,6 @@ SIGNED = (hinge_loss, squared_hinge_loss, soft_margin_loss)
 MULTICLASS = (multiclass_hinge_loss, multi_margin_loss)
 by_name = lambda loss: loss.__name__
 SCORES = arrays(np.float32, (4, 5), elements=st.integers(-40, 40).map(lambda n: n / 8))
-
-
-def units_and_gradient(loss, scores, labels, **options):
-    units = loss(scores, labels, reduction="none", **options)
-    return units, jax.grad(lambda s: loss(s, labels, reduction="sum", **options))(scores)
 
 
 def test_the_gradient_at_the_kink_is_zero() -> None:
