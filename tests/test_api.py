@@ -31,7 +31,8 @@ LOSSES = [
     (family, name)
     for family in FAMILIES
     for name in family.__all__
-    if "reduction" in inspect.signature(getattr(family, name)).parameters
+    if callable(getattr(family, name))
+    and "reduction" in inspect.signature(getattr(family, name)).parameters
 ]
 SOURCES = sorted(Path(jaxloss.__file__).parent.rglob("*.py"))
 FLOORS = [path for path in SOURCES if path.parent.name in {"losses", "criteria", "_core"}]

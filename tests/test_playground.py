@@ -35,11 +35,12 @@ def digits():
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_found_by_looking_prints_its_table_and_draws_its_curves(name, tmp_path, capsys):
     *_, loss = tasks.find(name).losses
+    below = [f"({baseline})" for baseline in ("untrained", *tasks.find(name).baselines)]
     options = ["--losses", loss, "--steps", "3", "--seeds", "2"]
     assert main(["compare", "--task", name, *options, "--out", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
     rows = [words[0] for words in map(str.split, printed.splitlines()) if words[2:3] == ["±"]]
-    assert rows == [loss]
+    assert rows == [loss, *below]
     for word in ("train loss", "validation loss", "overfits", "3 steps", "2 seeds"):
         assert word in printed
     picture = tmp_path / "new" / f"{name}.png"

@@ -6,31 +6,36 @@ import inspect
 import io
 import pkgutil
 import re
+from types import ModuleType
 
 import pytest
 from readme import README, between, replace
 
 import jaxloss
-from jaxloss import losses
+from jaxloss import criteria, losses
 
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:```text\n(.*?)```)?", re.DOTALL)
+
+
+def _title(family: ModuleType) -> str:
+    return (inspect.getdoc(family) or "").splitlines()[0]
 
 
 def families() -> str:
     """One line for each family: its first docstring line and its losses."""
     lines = ["| family | losses |", "|---|---|"]
-    for info in pkgutil.iter_modules(losses.__path__):
-        family = importlib.import_module(f"{losses.__name__}.{info.name}")
-        names = [name for name in family.__all__ if getattr(family, name).__name__ == name]
-        aliases = {
-            name: getattr(family, name).__name__
-            for name in family.__all__
-            if getattr(family, name).__name__ != name
-        }
-        shown = [
-            f"`{n}`" + "".join(f" (`{a}`)" for a, of in aliases.items() if of == n) for n in names
-        ]
-        lines.append(f"| **{info.name}**: {inspect.getdoc(family)} | {', '.join(shown)} |")
+    for package in (losses, criteria):
+        for info in pkgutil.iter_modules(package.__path__):
+            family = importlib.import_module(f"{package.__name__}.{info.name}")
+            title = info.name if package is losses else f"criteria.{info.name}"
+            public = {name: getattr(family, name) for name in family.__all__}
+            of = {name: getattr(value, "__name__", name) for name, value in public.items()}
+            shown = [
+                f"`{name}`" + "".join(f" (`{a}`)" for a in of if of[a] == name != a)
+                for name in of
+                if of[name] == name
+            ]
+            lines.append(f"| **{title}**: {_title(family)} | {', '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 

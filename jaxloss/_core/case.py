@@ -144,3 +144,21 @@ def _one_hot(p: np.ndarray, index: int) -> np.ndarray:
     out = np.zeros_like(p)
     out[..., index] = 1
     return out
+
+
+def draw_boxes(dims: str, *, overlapping: bool = False) -> Draw:
+    """Boxes of 4 or 6 numbers, low corner first; all with a common point if `overlapping`."""
+
+    def sample(g: np.random.Generator, shape: tuple[int, ...], _: Any) -> np.ndarray:
+        corner = (*shape[:-1], shape[-1] // 2)
+        low = g.uniform(0, 4 if overlapping else 10, corner)
+        high = g.uniform(5, 12, corner) if overlapping else low + g.uniform(1, 8, corner)
+        return np.concatenate([low, high], axis=-1)
+
+    def ends(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
+        low, high = np.split(boxes, 2, axis=-1)
+        points = np.concatenate([low, low], axis=-1)
+        lines = np.concatenate([low, low[..., :1], high[..., 1:]], axis=-1)
+        return 0 * boxes, points, lines, boxes + np.asarray(1e6, boxes.dtype)
+
+    return Draw(dims, sample, "bounded", None if overlapping else ends)

@@ -65,6 +65,22 @@ def compiled(*static: str) -> Callable[[F], F]:
     return decorate
 
 
+def uncompiled(loss: F) -> F:
+    """The decorator of a loss that calls a function of its caller: it only names errors.
+
+    Such a function may close over arrays, tracers and objects that change; compiled here, a cache
+    would keep those of the first call.
+    """
+
+    @wraps(loss)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with naming(loss.__name__):
+            return loss(*args, **kwargs)
+
+    call.__dict__["jitted"] = None
+    return cast(F, call)
+
+
 def _carry(name: str, reduction: Any) -> Any:
     if isinstance(reduction, (str, types.FunctionType)):
         return _Static(reduction)

@@ -71,6 +71,12 @@ def safe_mul(weight: Array, x: Array) -> Array:
     return weight * jnp.where((weight == 0) & ~jnp.isfinite(x), 0, x)
 
 
+def safe_pow(x: Array, exponent: Array) -> Array:
+    """Power of x >= 0; at 0 value and derivatives are 0, whatever the exponent."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.where(zero, 1, x) ** exponent)
+
+
 def safe_norm(x: Array, axis: int = -1, *, keepdims: bool = False) -> Array:
     """Euclidean norm without overflow or underflow; 0 with zero gradient at the zero vector."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0))

@@ -56,14 +56,15 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
 
 def _compare(chosen: dict[str, Task], steps: int | None, seeds: int, out: Path) -> None:
     from . import report
-    from .train import evaluation_steps, load, train
+    from .train import baselines, evaluation_steps, load, train
 
     total = {name: steps or task.steps for name, task in chosen.items()}
     for name, task in chosen.items():
         splits, histories = load(task, seeds), {}
+        stops = len(evaluation_steps(total[name], task.evaluations))
         with report.progress() as bar:
             for loss, function in task.losses.items():
-                row = bar.add_task(f"{name}: {loss}", total=len(evaluation_steps(total[name])))
+                row = bar.add_task(f"{name}: {loss}", total=stops)
                 histories[loss] = train(
                     task,
                     function,
@@ -71,7 +72,7 @@ def _compare(chosen: dict[str, Task], steps: int | None, seeds: int, out: Path) 
                     steps=total[name],
                     on_evaluation=lambda row=row: bar.advance(row),
                 )
-        report.print_table(task, histories)
+        report.print_table(task, histories, baselines(task, splits))
         path = out / f"{name}.png"
         report.draw(task, histories, path)
         print(f"wrote {path}\n")

@@ -25,8 +25,15 @@ def progress() -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
 
 
-def print_table(task: Task, histories: Mapping[str, History]) -> None:
-    """One row per loss: mean and standard deviation over seeds, the best test metric in bold."""
+def print_table(
+    task: Task,
+    histories: Mapping[str, History],
+    baselines: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> None:
+    """One row per loss: mean and standard deviation over seeds, the best test metric in bold.
+
+    Below them stand the test metrics of the baselines.
+    """
     lead, first = task.metrics[0], next(iter(histories.values()))
     table = Table(title=task.title, title_justify="left", box=None, pad_edge=False)
     table.add_column("loss", no_wrap=True)
@@ -52,8 +59,14 @@ def print_table(task: Task, histories: Mapping[str, History]) -> None:
             *(_spread(history.test[metric.name]) for metric in task.metrics),
             style="bold" if name == winner else None,
         )
+    for name, metrics in (baselines or {}).items():
+        values = (_spread(metrics[metric.name]) for metric in task.metrics)
+        table.add_row(f"({name})", *[""] * 5, *values, style="dim")
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
+    for name, history in histories.items():
+        if history.terms:
+            console.print(f"{name} on validation: {_terms(history)}", soft_wrap=True)
     console.print(_note(lead, first), style="dim")
 
 
@@ -65,6 +78,12 @@ def _note(lead: Metric, history: History) -> str:
         f"have different units, so compare the {lead.name} columns. 'Overfits from' is the step of "
         f"the best validation {lead.name}, given where the last one is worse by more than {margin}."
     )
+
+
+def _terms(history: History) -> str:
+    """The terms of the loss, before their gains, at the first and at the last step."""
+    ends = {name: (_spread(v[0]), _spread(v[-1])) for name, v in history.terms.items()}
+    return ", ".join(f"{name} {first} -> {last}" for name, (first, last) in ends.items())
 
 
 def draw(task: Task, histories: Mapping[str, History], path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a comparison needs to know of a task, and the parts that tasks share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Tree = Any
+Layer = tuple[Array, Array]
 
 
 class Examples(NamedTuple):
@@ -57,6 +58,23 @@ def _unchanged(key: PRNGKeyArray, examples: Examples) -> Examples:  # noqa: ARG0
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """A loss made of named terms, which reads the output of the model in a way of its own.
+
+    Args:
+        evaluate: `(output, target) -> (total, terms)`, both scalars; the table shows the terms.
+        decode: What metrics and picture look at, from the output trained this way.
+    """
+
+    evaluate: Callable[[Tree, Tree], tuple[Array, Mapping[str, Array]]]
+    decode: Callable[[Tree], Tree]
+
+    def __call__(self, prediction: Tree, target: Tree) -> Array:
+        """The total alone, as of a plain loss."""
+        return self.evaluate(prediction, target)[0]
+
+
+@dataclass(frozen=True)
 class Task:
     """One file in `playground/tasks`: data, model, metrics, the losses it offers, a picture.
 
@@ -65,15 +83,18 @@ class Task:
         load: Splits drawn with a seed, of the same shape for every seed. Imports what it needs.
         init: Parameters from a key.
         apply: `(params, inputs) -> prediction`, what losses look at.
-        losses: `(prediction, target) -> scalar` by name.
+        losses: `(prediction, target) -> scalar` by name; a `Criterion` also tells its terms.
         metrics: The first one leads: curves, overfitting and the ranking go by it.
         optimizer: Shared by all losses, so it should ignore their scale, as Adam does.
         batch_size: Training examples per step.
         steps: Default length of the training.
+        evaluations: Looks at all training and validation examples on the way.
         prepare: `(key, examples) -> examples` before each loss, for what is random: augmentation,
             noise levels, negatives.
         predict: `(params, inputs) -> prediction` for metrics and picture where it is more than
             `apply`: sampling, decoding of boxes, search.
+        baselines: `inputs -> prediction` by name, without training: rows of the table beside that
+            of the untrained model.
         picture: `(figure, predictions by loss, test examples)` draws into a matplotlib figure what
             the models of the first seed say.
     """
@@ -87,8 +108,10 @@ class Task:
     optimizer: optax.GradientTransformation
     batch_size: int
     steps: int
+    evaluations: int = 50
     prepare: Callable[[PRNGKeyArray, Examples], Examples] = _unchanged
     predict: Callable[[Tree, Tree], Tree] | None = None
+    baselines: Mapping[str, Callable[[Tree], Tree]] = field(default_factory=dict)
     picture: Callable[[Any, Mapping[str, Tree], Examples], None] | None = None
 
 
@@ -99,20 +122,36 @@ def split(examples: Examples, sizes: tuple[int, int, int], rng: np.random.Genera
     return Splits(*(jax.tree.map(lambda array, i=part: array[i], examples) for part in parts))
 
 
-def init_mlp(key: PRNGKeyArray, sizes: Sequence[int]) -> list[tuple[Array, Array]]:
-    """Weights (He et al., 2015) and biases of a multilayer perceptron, one pair per layer."""
-    pairs = list(pairwise(sizes))
+def init_mlp(key: PRNGKeyArray, sizes: Sequence[int]) -> list[Layer]:
+    """Parameters of a multilayer perceptron with these numbers of units."""
+    return init_layers(key, list(pairwise(sizes)))
+
+
+def init_layers(key: PRNGKeyArray, shapes: Sequence[tuple[int, int]]) -> list[Layer]:
+    """Weights (He et al., 2015) and biases, one pair for each (inputs, outputs)."""
     return [
         (jax.random.normal(k, (n, m)) * np.sqrt(2 / n), jnp.zeros(m))
-        for k, (n, m) in zip(jax.random.split(key, len(pairs)), pairs, strict=True)
+        for k, (n, m) in zip(jax.random.split(key, len(shapes)), shapes, strict=True)
     ]
 
 
-def apply_mlp(
-    params: Sequence[tuple[Array, Array]], x: Float[Array, "*batch n"]
-) -> Float[Array, "*batch m"]:
+def apply_mlp(params: Sequence[Layer], x: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
     """Layers with a ReLU between them."""
     *hidden, (weight, bias) = params
     for w, b in hidden:
         x = jax.nn.relu(x @ w + b)
     return x @ weight + bias
+
+
+def convolve(
+    layer: Layer, x: Float[Array, "*batch h w n"], *, step: int = 1
+) -> Float[Array, "*batch h w m"]:
+    """A 3 x 3 convolution of weights `(9 n, m)` over every `step`-th neighbour, zero outside.
+
+    As one matrix product: under `vmap` over seeds that is the fastest form on CPU.
+    """
+    height, width = x.shape[-3:-1]
+    padded = jnp.pad(x, [*[(0, 0)] * (x.ndim - 3), (step, step), (step, step), (0, 0)])
+    near = lambda i, j: padded[..., i * step :, j * step :, :][..., :height, :width, :]
+    patches = jnp.concatenate([near(i, j) for i in range(3) for j in range(3)], axis=-1)
+    return patches @ layer[0] + layer[1]

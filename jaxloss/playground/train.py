@@ -1,7 +1,7 @@
 """One training run per loss: the same model, data, batches and optimiser, several seeds at once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -10,17 +10,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from .task import Examples, Metric, Splits, Task, Tree
-
-EVALUATIONS = 50
+from .task import Criterion, Examples, Metric, Splits, Task, Tree
 
 
 @dataclass(frozen=True)
 class History:
     """What one loss did.
 
-    Losses and validation metrics are `(evaluations, seeds)`, test metrics `(seeds,)`; predictions
-    and examples are those of the first seed's test set.
+    Losses, validation metrics and the validation loss's terms are `(evaluations, seeds)`, test
+    metrics `(seeds,)`; predictions and examples are those of the first seed's test set.
     """
 
     steps: np.ndarray
@@ -30,6 +28,7 @@ class History:
     test: dict[str, np.ndarray]
     predictions: Tree
     examples: Examples
+    terms: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def seeds(self) -> int:
@@ -57,9 +56,9 @@ def load(task: Task, seeds: int) -> Splits:
     return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *drawn))
 
 
-def evaluation_steps(steps: int) -> np.ndarray:
+def evaluation_steps(steps: int, evaluations: int = 50) -> np.ndarray:
     """Steps to stop and look at, the first and the last included."""
-    return np.unique(np.linspace(0, steps, min(steps, EVALUATIONS) + 1).round().astype(int))
+    return np.unique(np.linspace(0, steps, min(steps, evaluations) + 1).round().astype(int))
 
 
 def train(
@@ -75,24 +74,43 @@ def train(
     advance, look, test = _programs(task, loss)
     params = jax.vmap(task.init)(keys)
     state = params, jax.vmap(task.optimizer.init)(params)
-    seen, stops = [], evaluation_steps(steps)
+    seen, stops = [], evaluation_steps(steps, task.evaluations)
     for begin, end in pairwise([0, *stops.tolist()]):
         state = advance(state, begin, end, keys, splits.train)
         seen.append(jax.device_get(look(state, keys, splits)))
         on_evaluation()
-    train_loss, validation_loss, metrics = jax.tree.map(lambda *a: np.stack(a), *seen)
+    train_loss, validation_loss, metrics, terms = jax.tree.map(lambda *a: np.stack(a), *seen)
     (test_metrics, predictions), examples = jax.device_get((test(state, splits.test), splits.test))
     first = jax.tree.map(lambda a: a[0], (predictions, examples))
-    return History(stops, train_loss, validation_loss, metrics, test_metrics, *first)
+    return History(stops, train_loss, validation_loss, metrics, test_metrics, *first, terms=terms)
+
+
+def baselines(task: Task, splits: Splits) -> dict[str, dict[str, np.ndarray]]:
+    """Test metrics, `(seeds,)`, of the untrained model and of what needs no training."""
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(splits)[0]))
+    untrained = lambda key, inputs: (task.predict or task.apply)(task.init(key), inputs)
+    fixed = {name: lambda _, inputs, f=f: f(inputs) for name, f in task.baselines.items()}
+
+    def measure(key: PRNGKeyArray, test: Examples) -> dict[str, dict[str, Array]]:
+        found = {}
+        for name, predict in {"untrained": untrained, **fixed}.items():
+            pred = predict(key, test.inputs)
+            found[name] = {m.name: m.measure(pred, test.target) for m in task.metrics}
+        return found
+
+    found = jax.device_get(jax.jit(jax.vmap(measure))(keys, splits.test))
+    return {name: found[name] for name in ("untrained", *fixed)}
 
 
 def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any, Any]:
     """Train between two steps, evaluate, predict: each compiled over all seeds."""
-    predict = task.predict or task.apply
+    predict, evaluate = task.predict or task.apply, lambda *both: (loss(*both), {})
+    if isinstance(loss, Criterion):
+        predict, evaluate = lambda *both: loss.decode(task.apply(*both)), loss.evaluate
 
-    def objective(params: Tree, key: PRNGKeyArray, examples: Examples) -> Array:
+    def objective(params: Tree, key: PRNGKeyArray, examples: Examples) -> Any:
         examples = task.prepare(key, examples)
-        return loss(task.apply(params, examples.inputs), examples.target)
+        return evaluate(task.apply(params, examples.inputs), examples.target)
 
     def measure(params: Tree, examples: Examples) -> tuple[dict[str, Array], Tree]:
         pred = predict(params, examples.inputs)
@@ -106,7 +124,7 @@ def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any
             draw, noise = jax.random.split(jax.random.fold_in(key, i))
             rows = jax.random.randint(draw, (task.batch_size,), 0, size)
             batch = jax.tree.map(lambda a: a[rows], examples)
-            grads = jax.grad(objective)(params, noise, batch)
+            grads, _ = jax.grad(objective, has_aux=True)(params, noise, batch)
             updates, opt_state = task.optimizer.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
@@ -115,10 +133,11 @@ def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any
 
     def look(
         state: Tree, key: PRNGKeyArray, splits: Splits
-    ) -> tuple[Array, Array, dict[str, Array]]:
+    ) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
         params, (seen, unseen, _) = state[0], splits
         metrics, _ = measure(params, unseen)
-        return objective(params, key, seen), objective(params, key, unseen), metrics
+        (fitted, _), (total, terms) = (objective(params, key, part) for part in (seen, unseen))
+        return fitted, total, metrics, terms
 
     def test(state: Tree, examples: Examples) -> tuple[dict[str, Array], Tree]:
         return measure(state[0], examples)
