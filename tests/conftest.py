@@ -1,8 +1,7 @@
-"""Eight host devices, compiled programs kept between runs, and options that rewrite tables."""
+"""Eight host devices for the device law, and the options that rewrite published tables."""
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,6 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache/jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from .._core.case import Case, draw_normal
@@ -399,7 +400,7 @@ def sure_loss(
     *,
     pred_fn: Callable[[Array], Array],
     sigma: Number,
-    key: Array,
+    key: ArrayLike,
     where: Where | None = None,
     weights: Values | None = None,
     reduction: Reduction = "mean",
