@@ -478,7 +478,9 @@ def test_wrong_shapes_and_dtypes_name_criterion_and_argument(name) -> None:
             c.call(arrays, **{gain: np.ones(2)})
 
 
-@pytest.mark.parametrize("loss", {c.loss for c in CRITERIA.values()}, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "loss", list(dict.fromkeys(c.loss for c in CRITERIA.values())), ids=lambda f: f.__name__
+)
 def test_the_docstring_tells_formula_terms_source_and_an_example(loss) -> None:
     doc = inspect.getdoc(loss)
     for part in ("$$", "Args:", "Returns:", "Reference:", ">>> ", "; terms `"):
@@ -633,7 +635,9 @@ FORMULAS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "formula", "options"), FORMULAS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "formula", "options"), FORMULAS, ids=lambda v: getattr(v, "__name__", str(v))
+)
 def test_every_term_is_its_formula(name, formula, options) -> None:
     for seed in (0, 1, 2):
         arrays = drawn(name, seed)
