@@ -16,6 +16,7 @@ import jaxloss
 from jaxloss._core import numerics, sharding
 from jaxloss._core.checks import check_axis, check_float, check_last, check_min_rank, naming
 from jaxloss._core.compiled import compiled
+from jaxloss._core.labels import poison
 
 X, Y = jnp.array([1.0, 2.0]), jnp.array([0.0, 0.0])
 
@@ -195,3 +196,11 @@ def test_unshard_replicates_the_named_axes_of_an_explicit_mesh_only() -> None:
         assert sharding.unshard(x, 1).sharding.spec == PartitionSpec("data", None)
         assert sharding.unshard(x, 0).sharding.spec == PartitionSpec(None, None)
     assert sharding.unshard(X) is X
+
+
+def test_a_poisoned_row_stays_nan_through_an_exponential() -> None:
+    ok = jnp.array([True, False, False])
+    function = lambda z: jnp.exp(poison(z, ok[:, None]))
+    slope = jax.grad(lambda z: function(z).sum())
+    for rows in jax.jit(lambda z: (function(z), slope(z)))(jnp.ones((3, 2))):
+        np.testing.assert_array_equal(np.isnan(rows), [[False] * 2, [True] * 2, [True] * 2])

@@ -339,6 +339,9 @@ def hungarian_match(
         Rows, int32, all different but for -1: where a target does not exist, or if there are more
         targets than rows.
 
+    Mapped over images that are sharded under plain `jit`, every step of the search waits for all
+    devices; inside `shard_map` none does.
+
     Reference:
         Kuhn, The Hungarian method for the assignment problem, 1955; by shortest augmenting paths
         as in Crouse, On implementing 2D rectangular assignment algorithms, IEEE TAES 2016. The
@@ -419,13 +422,23 @@ def _argmax(x: Array, axis: int) -> Array:
 
 
 def _largest(metric: Array, k: int) -> Array:
-    """The `k` largest values above 0 of each row; of equal ones the first."""
-    # Reduced, not cut to the last of the k: for a slice XLA on CPU sorts everything, 50 times slower.
-    values, order = jax.lax.top_k(metric, min(k, metric.shape[1]))
-    last = jnp.min(values, axis=1, keepdims=True)
-    place = jnp.max(jnp.where(values == last, order, -1), axis=1, keepdims=True)
-    tied = (metric == last) & (_count(metric.shape[1])[None] <= place)
-    return ((metric > last) | tied) & (metric > 0)
+    """The `k` largest values above 0 of each row; of equal ones the first.
+
+    One after the other: `top_k` would gather a batch that is sharded.
+    """
+    count = metric.shape[1]
+    place = _count(count)[None]
+
+    def step(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        last, at = found
+        left = jnp.where((metric < last) | ((metric == last) & (place > at)), metric, -1)
+        last = jnp.max(left, axis=1, keepdims=True)
+        return last, jnp.min(jnp.where(left == last, place, count), axis=1, keepdims=True)
+
+    none = 0 * metric[:, :1]
+    begin = none + jnp.inf, none.astype(jnp.int32)
+    last, at = jax.lax.fori_loop(0, min(k, count), step, begin)
+    return ((metric > last) | ((metric == last) & (place <= at))) & (metric > 0)
 
 
 def _contains(boxes: Array, points: Array) -> Array:

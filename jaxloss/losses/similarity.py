@@ -14,6 +14,7 @@ from .._core.checks import (
     require,
 )
 from .._core.compiled import compiled
+from .._core.labels import poison
 from .._core.numerics import numbers, unit_vectors, widen
 from .._core.reduce import mask, reduce
 from .._core.typing import Number, Reduction, Values, Where
@@ -139,9 +140,8 @@ def cosine_embedding_loss(
     (labels,) = mask(where, jnp.asarray(labels), fill=1)
     same, other = labels == 1, labels == -1
     require(lambda: same | other, "labels", "values -1 or 1", where)
-    similarity, distance = _cosine(a, b)
+    similarity, distance = _cosine(poison(a, (same | other)[..., None]), b)
     values = jnp.where(same, distance, jax.nn.relu(similarity - margin))
-    values *= jnp.where(same | other, 1, jnp.nan)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
 
