@@ -16,6 +16,7 @@ from jaxloss.criteria.detection import detr_loss, retinanet_loss, yolo_detection
 from jaxloss.losses.box_coding import distances_to_box, grid_points
 from jaxloss.losses.detection import expected_bin
 from jaxloss.losses.matching import detr_match_cost, hungarian_match, task_aligned_assign
+from parity.peers import require_peer
 
 Arrays = tuple[Any, ...]
 IMAGES, OBJECTS, CLASSES, BINS = 8, 40, 80, 16
@@ -115,12 +116,7 @@ def retinanet(class_logits: Any, deltas: Any, anchors: Any, *truth: Any) -> Any:
 
 
 def against_torchvision(*arrays: Any) -> Mapping[str, Contender]:
-    try:  # its wheel may lack operators for this machine, which the losses do not need
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        pass
+    require_peer("torchvision")
     retina = importlib.import_module("torchvision.models.detection.retinanet")
     head = retina.RetinaNetHead(8, 1, CLASSES)
     matcher = retina.det_utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
