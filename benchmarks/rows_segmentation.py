@@ -56,7 +56,7 @@ def focal_loss(logits: jax.Array, labels: jax.Array) -> Mapping[str, Contender]:
         return jnp.mean(optax.losses.sigmoid_focal_loss(logits, truth, gamma=2.0))
 
     def ours(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        truth = jax.nn.one_hot(labels, logits.shape[-1])
+        truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
         return focal.sigmoid_focal_loss(logits, truth)
 
     return {

@@ -4,11 +4,12 @@ One compiled call evaluates a case on a stack of probes (clean, poisoned, permut
 one more in float64 serves as the oracle; each law then compares plain numbers.
 """
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -54,7 +55,18 @@ Arrays = dict[str, Any]
 Law = Callable[["_Trial"], Iterator[str]]
 EPS = float(np.finfo(np.float32).eps)
 DELETED = (1, 3, 4, 6)  # examples that the masks of the probes hide
-FAST = {"xla_backend_optimization_level": 0}  # compile quickly what is no accuracy check
+EMITTERS = "xla_cpu_use_fusion_emitters"  # slow to compile; newer jaxlib knows no other way
+
+
+@cache
+def _compiled(*, quickly: bool) -> dict[str, Any]:
+    """Compiler options: quick ones for what is no accuracy check, else those users have."""
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0 if quickly else 3}
+    try:
+        jax.jit(lambda: 0, compiler_options={EMITTERS: True}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return options
+    return {**options, EMITTERS: not quickly}
 
 
 def all_cases() -> list[Case]:
@@ -154,13 +166,8 @@ class _Trial:
         tail = dict(where=where, weights=weights)
         floats = self.differentiable(arrays)
         mean, grad = jax.value_and_grad(self.mean)(floats, arrays, **tail)
-        return dict(
-            mean=mean,
-            grad=grad,
-            none=self.call(arrays, where=where, reduction="none"),
-            sum=self.call(arrays, **tail, reduction="sum"),
-            pair=self.call(arrays, **tail, reduction=sum_and_weight),
-        )
+        none, pair = self.call(arrays, **tail, reduction=_units_and_pair)
+        return dict(mean=mean, grad=grad, none=none, pair=pair)
 
     def along_batch(self, arrays: Arrays, index: Any) -> Arrays:
         """The arrays with `index` applied along their batch axis."""
@@ -280,6 +287,7 @@ class _Trial:
         }
         inputs = dict(
             arrays=self.arrays,
+            named=self.probes["nan"],
             small=_stack(list(smaller.values())),
             empty=part(half[:0], m["keep"], m["weights"]),
             half={d: {n: self.arrays[n].astype(d) for n in self.floats} for d in HALF},
@@ -287,8 +295,8 @@ class _Trial:
             direction=_directions(self.differentiable(self.arrays), np.float32),
             numbers={k: np.float32(v) for k, v in self.numbers.items()},
         )
-        values = jax.device_get(jax.jit(self.run, compiler_options=FAST)(inputs))
-        probes = jax.jit(jax.vmap(self.evaluate))(*_stack(list(self.probes.values())))
+        values = jax.device_get(jax.jit(self.run, compiler_options=_compiled(quickly=True))(inputs))
+        probes = jax.jit(jax.vmap(self.evaluate), compiler_options=_compiled(quickly=False))(*_stack(list(self.probes.values())))
         values["probes"] = _unstack(jax.device_get(probes), self.probes)
         values["small"] = _unstack(values["small"], smaller)
         values["direction"] = inputs["direction"]
@@ -315,8 +323,12 @@ class _Trial:
             half={d: jax.value_and_grad(self.mean)(f, arrays) for d, f in inputs["half"].items()},
             curve=jax.vmap(curve)(inputs["curved"]),
             plain=dict(mean=mean, grad=grad, none=none),
+            named={name: self.named(name, *inputs["named"]) for name in ("none", "sum")},
             numbers=self.numbers and self.in_numbers(arrays, inputs["numbers"]),
         )
+
+    def named(self, reduction: str, arrays: Arrays, where: Any, weights: Any) -> Any:
+        return self.call(arrays, where=where, weights=weights, reduction=reduction)
 
     def in_numbers(self, arrays: Arrays, numbers: Arrays) -> Any:
         return jax.value_and_grad(lambda n: self.call(arrays, **n))(numbers)
@@ -348,11 +360,15 @@ class _Trial:
                 )
 
             values = jax.device_get(
-                jax.jit(run, compiler_options=FAST)(_stack(list(wide.values())), direction)
+                jax.jit(run, compiler_options=_compiled(quickly=True))(_stack(list(wide.values())), direction)
             )
         values["points"] = _unstack(values["points"], wide)
         values["direction"] = direction
         return values
+
+
+def _units_and_pair(values: Any, weights: Any) -> Any:
+    return values, sum_and_weight(values, weights)
 
 
 HALF = ("bfloat16", "float16")
@@ -439,7 +455,8 @@ def _signature(t: _Trial) -> Iterator[str]:
 
 
 def _eager(t: _Trial) -> Iterator[str]:
-    with jax.disable_jit():
+    """A compiled loss is one program in every mode; one that is not is run operation by operation."""
+    with contextlib.nullcontext() if getattr(t.loss, "jitted", None) else jax.disable_jit():
         eager = t.call(t.arrays, reduction="none")
     if not isinstance(eager, jax.Array) or eager.aval.weak_type:
         yield f"expected a strongly typed jax array, got {type(eager).__name__}"
@@ -470,7 +487,7 @@ def _transforms(t: _Trial) -> Iterator[str]:
 def _garbage(t: _Trial) -> Iterator[str]:
     probes, keep = t.values["probes"], t.masks["keep"]
     for name in ("nan", "inf"):
-        for part in ("none", "mean", "sum", "grad"):
+        for part in ("none", "mean", "pair", "grad"):
             yield from _same(
                 f"{part} with {name} under the mask", probes[name][part], probes["masked"][part]
             )
@@ -484,7 +501,7 @@ def _garbage(t: _Trial) -> Iterator[str]:
 
 def _deleting(t: _Trial) -> Iterator[str]:
     masked, deleted = t.values["probes"]["deleted"], t.values["small"]["subset"]
-    for part in ("mean", "sum", "pair"):
+    for part in ("mean", "pair"):
         yield from _differs(part, masked[part], deleted[part])
     for name in t.floats:
         part = t.along_batch({name: masked["grad"][name]}, t.kept)
@@ -505,15 +522,17 @@ def _nothing(t: _Trial) -> Iterator[str]:
 
 
 def _reducing(t: _Trial) -> Iterator[str]:
-    keep = t.masks["keep"]
+    keep, named, masked = t.masks["keep"], t.values["named"], t.values["probes"]["masked"]
+    yield from _differs("'none'", named["none"], masked["none"] * t.masks["weights"])
+    yield from _differs("'sum'", named["sum"], masked["pair"].sum)
     for name, where in (("weighted", np.ones_like(keep)), ("masked", keep)):
         value = t.values["probes"][name]
-        yield from _differs("sum of the pair", value["pair"].sum, value["sum"])
+        yield from _differs("mean of the pair", np.asarray(value["pair"].mean()), value["mean"])
         if name == "masked" and keep.shape != t.units:
             continue  # which units are left, only the loss knows
         weights = t.masks["weights"] * (where if where.shape == t.units else 1)
         total = np.sum(value["none"] * weights, dtype=np.float64)
-        yield from _differs("sum", value["sum"], total)
+        yield from _differs("sum of the pair", value["pair"].sum, total)
         yield from _differs("mean", value["mean"], total / np.sum(weights, dtype=np.float64))
         yield from _differs("weight of the pair", value["pair"].weight, np.sum(weights))
 
@@ -720,7 +739,7 @@ def _devices(t: _Trial) -> Iterator[str]:
         put = lambda x, s, mesh=mesh: jax.device_put(x, NamedSharding(mesh, s))
         arrays = {n: put(a, specs[n]) for n, a in t.arrays.items()}
         with jax.set_mesh(mesh):
-            got = jax.jit(function, compiler_options=FAST)(arrays, put(where, mask_spec))
+            got = jax.jit(function, compiler_options=_compiled(quickly=True))(arrays, put(where, mask_spec))
         for mode, pair in jax.device_get(got).items():
             yield from _differs(mode, pair, (kept["mean"], kept["grad"]))
 
