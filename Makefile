@@ -44,6 +44,7 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 # pip, not uv: a site's own index settings for torch's CPU build are pip's.
 $(VENV)/peers.stamp: $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet -c constraints.txt --group peers
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps rlax  # distrax wants a nightly build
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/test.stamp

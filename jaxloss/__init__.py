@@ -1,10 +1,12 @@
 """jaxloss: losses for JAX under one contract, exact under masks, microbatches and devices."""
 
 from ._core.checked import checked as checked
+from ._core.lengths import lengths_to_where as lengths_to_where
 from ._core.reduce import reduce as reduce
 from ._core.reductions import *
 from .criteria.detection import *
 from .criteria.segmentation import *
+from .losses.advantages import *
 from .losses.bi_tempered import *
 from .losses.box_coding import *
 from .losses.box_formats import *
@@ -12,10 +14,13 @@ from .losses.box_scores import *
 from .losses.box_variants import *
 from .losses.boxes import *
 from .losses.classification import *
+from .losses.ctc import *
 from .losses.depth import *
 from .losses.depth_structure import *
 from .losses.detection import *
+from .losses.distillation import *
 from .losses.divergences import *
+from .losses.dtw import *
 from .losses.focal import *
 from .losses.frequency import *
 from .losses.heatmaps import *
@@ -24,17 +29,28 @@ from .losses.image import *
 from .losses.imbalance import *
 from .losses.keypoints import *
 from .losses.likelihoods import *
+from .losses.linear_heads import *
 from .losses.margins import *
 from .losses.matching import *
 from .losses.multilabel import *
 from .losses.noisy_labels import *
 from .losses.perceptual import *
+from .losses.policy import *
+from .losses.policy_kl import *
+from .losses.policy_variants import *
 from .losses.pose import *
+from .losses.preference import *
+from .losses.preference_free import *
+from .losses.preference_transport import *
+from .losses.preference_unpaired import *
+from .losses.preference_variants import *
 from .losses.quantiles import *
 from .losses.registration import *
 from .losses.regression import *
+from .losses.risk import *
 from .losses.robust import *
 from .losses.rotated_boxes import *
+from .losses.routing import *
 from .losses.segmentation import *
 from .losses.segmentation_boundary import *
 from .losses.segmentation_compound import *
@@ -42,3 +58,5 @@ from .losses.segmentation_lovasz import *
 from .losses.segmentation_masks import *
 from .losses.similarity import *
 from .losses.ssim import *
+from .losses.tokens import *
+from .losses.transducer import *

@@ -110,6 +110,38 @@ def _expm1_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
     return expm1(x), jnp.exp(x) * moved
 
 
+@jax.custom_jvp
+def expm1_excess(x: Array) -> Array:
+    """exp(x) - 1 - x with every digit, also near 0, where it is x^2 / 2; derivative exp(x) - 1."""
+    near = jnp.abs(x) < 0.5
+    small = jnp.where(near, x, 0)
+    return jnp.where(near, small * small * horner(_EXCESS_OVER_SQUARE, small), jnp.expm1(x) - x)
+
+
+@expm1_excess.defjvp
+def _expm1_excess_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (moved,) = primals, tangents
+    return expm1_excess(x), expm1(x) * moved
+
+
+@jax.custom_jvp
+def soft_capped(x: Array, cap: Array) -> Array:
+    """Cap tanh(x / cap); its derivative keeps every digit where tanh is almost 1."""
+    return cap * jnp.tanh(x / cap)
+
+
+@soft_capped.defjvp
+def _soft_capped_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, cap), (x_dot, cap_dot) = primals, tangents
+    ratio = x / cap
+    e = jnp.exp(-2 * jnp.where(ratio < 0, -ratio, ratio))
+    slope = 4 * e / (1 + e) ** 2
+    in_cap = jnp.tanh(ratio) - jnp.where(slope == 0, 0, ratio) * slope
+    return soft_capped(x, cap), slope * x_dot + in_cap * cap_dot
+
+
 def power_of_log(log_x: Array, exponent: Array) -> Array:
     """Power of x from log x; at x = 0 value and derivatives are 0, whatever the exponent."""
     zero = log_x == -jnp.inf
@@ -140,6 +172,7 @@ def horner(coefficients: Sequence[float | Array], x: Array) -> Array:
 
 
 _EXPM1_OVER_X = [1 / math.factorial(k + 1) for k in range(9)]
+_EXCESS_OVER_SQUARE = [1 / math.factorial(k + 2) for k in range(13)]
 
 
 def log1p_square(x: Array) -> Array:

@@ -67,6 +67,9 @@ def print_table(
     for name, history in histories.items():
         if history.terms:
             console.print(f"{name} on validation: {_terms(history)}", soft_wrap=True)
+        if history.cost:
+            cost = f"{history.cost.memory:.1f} MiB of temporaries, {history.cost.time:.0f} ms"
+            console.print(f"{name}, loss and gradient of one batch: {cost}", soft_wrap=True)
     console.print(_note(lead, first), style="dim")
 
 

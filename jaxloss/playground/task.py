@@ -88,7 +88,9 @@ class Task:
         optimizer: Shared by all losses, so it should ignore their scale, as Adam does.
         batch_size: Training examples per step.
         steps: Default length of the training.
-        evaluations: Looks at all training and validation examples on the way.
+        evaluations: Looks at the training and validation examples on the way.
+        evaluated: At how many of the training examples; None looks at all of them.
+        costs: Whether to state the memory and time of one step with each loss.
         prepare: `(key, examples) -> examples` before each loss, for what is random: augmentation,
             noise levels, negatives.
         predict: `(params, inputs) -> prediction` for metrics and picture where it is more than
@@ -109,6 +111,8 @@ class Task:
     batch_size: int
     steps: int
     evaluations: int = 50
+    evaluated: int | None = None
+    costs: bool = False
     prepare: Callable[[PRNGKeyArray, Examples], Examples] = _unchanged
     predict: Callable[[Tree, Tree], Tree] | None = None
     baselines: Mapping[str, Callable[[Tree], Tree]] = field(default_factory=dict)

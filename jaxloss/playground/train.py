@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -11,6 +12,14 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from .task import Criterion, Examples, Metric, Splits, Task, Tree
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Loss and gradient of one batch: temporaries in MiB, and the median time in milliseconds."""
+
+    memory: float
+    time: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class History:
     predictions: Tree
     examples: Examples
     terms: dict[str, np.ndarray] = field(default_factory=dict)
+    cost: "Cost | None" = None
 
     @property
     def seeds(self) -> int:
@@ -82,7 +92,26 @@ def train(
     train_loss, validation_loss, metrics, terms = jax.tree.map(lambda *a: np.stack(a), *seen)
     (test_metrics, predictions), examples = jax.device_get((test(state, splits.test), splits.test))
     first = jax.tree.map(lambda a: a[0], (predictions, examples))
-    return History(stops, train_loss, validation_loss, metrics, test_metrics, *first, terms=terms)
+    cost = measure_cost(task, loss, splits) if task.costs else None
+    return History(
+        stops, train_loss, validation_loss, metrics, test_metrics, *first, terms=terms, cost=cost
+    )
+
+
+def measure_cost(task: Task, loss: Callable[[Tree, Tree], Array], splits: Splits) -> Cost:
+    """Memory and time of the loss and its gradient on one batch of the first seed."""
+    params = task.init(jax.random.key(0))
+    batch = jax.tree.map(lambda a: a[0, : task.batch_size], splits.train)
+    objective = lambda p, b: loss(task.apply(p, b.inputs), b.target)
+    step = jax.jit(jax.value_and_grad(objective)).lower(params, batch).compile()
+    times = []
+    for _ in range(11):
+        begin = perf_counter()
+        jax.block_until_ready(step(params, batch))
+        times.append(perf_counter() - begin)
+    analysis = step.memory_analysis()
+    memory = analysis.temp_size_in_bytes / 2**20 if analysis else np.nan  # some backends have none
+    return Cost(memory, 1000 * float(np.median(times)))
 
 
 def baselines(task: Task, splits: Splits) -> dict[str, dict[str, np.ndarray]]:
@@ -135,6 +164,7 @@ def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any
         state: Tree, key: PRNGKeyArray, splits: Splits
     ) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
         params, (seen, unseen, _) = state[0], splits
+        seen = jax.tree.map(lambda a: a[: task.evaluated], seen)
         metrics, _ = measure(params, unseen)
         (fitted, _), (total, terms) = (objective(params, key, part) for part in (seen, unseen))
         return fitted, total, metrics, terms
