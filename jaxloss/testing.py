@@ -328,11 +328,11 @@ class _Trial:
             half={d: jax.value_and_grad(self.mean)(f, arrays) for d, f in inputs["half"].items()},
             curve=jax.vmap(curve)(inputs["curved"]),
             plain=dict(mean=mean, grad=grad, none=none),
-            named={name: self.named(name, *inputs["named"]) for name in ("none", "sum")},
+            named=[self.named(r, *inputs["named"]) for r in ("none", "sum", sum_and_weight)],
             numbers=self.numbers and self.in_numbers(arrays, inputs["numbers"]),
         )
 
-    def named(self, reduction: str, arrays: Arrays, where: Any, weights: Any) -> Any:
+    def named(self, reduction: Any, arrays: Arrays, where: Any, weights: Any) -> Any:
         return self.call(arrays, where=where, weights=weights, reduction=reduction)
 
     def in_numbers(self, arrays: Arrays, numbers: Arrays) -> Any:
@@ -529,9 +529,11 @@ def _nothing(t: _Trial) -> Iterator[str]:
 
 
 def _reducing(t: _Trial) -> Iterator[str]:
-    keep, named, masked = t.masks["keep"], t.values["named"], t.values["probes"]["masked"]
-    yield from _differs("'none'", named["none"], masked["none"] * t.masks["weights"])
-    yield from _differs("'sum'", named["sum"], masked["pair"].sum)
+    keep, masked = t.masks["keep"], t.values["probes"]["masked"]
+    units, total, pair = t.values["named"]
+    yield from _differs("'none'", units, masked["none"] * t.masks["weights"])
+    yield from _differs("'sum'", total, masked["pair"].sum)
+    yield from _differs("sum_and_weight", pair, masked["pair"])
     for name, where in (("weighted", np.ones_like(keep)), ("masked", keep)):
         value = t.values["probes"][name]
         yield from _differs("mean of the pair", np.asarray(value["pair"].mean()), value["mean"])

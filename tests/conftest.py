@@ -10,8 +10,8 @@ import pytest
 DONE = pytest.StashKey[int]()
 
 FLAGS = ["--xla_force_host_platform_device_count=8"]
-# Compiling is nearly all of what a test costs. Unless FULL_OPTIMIZATION is set, as for parity, the
-# code is made quickly; the laws ask for the usual optimisation themselves where it matters.
+# Compiling is nearly all of what a test costs: unless FULL_OPTIMIZATION is set, it is done quickly.
+# The laws ask for the usual optimisation themselves where it matters.
 if not os.environ.get("FULL_OPTIMIZATION"):
     FLAGS += ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # gone from newer ones

@@ -106,7 +106,7 @@ def check(row: Row) -> None:
     """Compare value and gradient of a row on every shape and dtype."""
     require_peer(row.peer)
     run = _torch if row.peer.split(".")[0] in ON_TORCH else _numpy
-    if row.peer.startswith(("optax", "keras", "jax", "rlax")):
+    if row.peer.startswith(("optax", "keras", "jax", "rlax", "ott")):
         run = _jax
     tolerance = {**TOLERANCE, **(row.tolerance or {})}
     single = row.peer.startswith("keras")  # Keras casts what it is given to float32

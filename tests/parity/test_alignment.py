@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxloss.losses import ctc, transducer
+from jaxloss.losses import ctc, dtw, transducer
 from jaxloss.testing import Draw, draw_normal
 from parity.peers import Row, check, peer
 
@@ -86,6 +87,26 @@ def torch_lattice(logits: Any, labels: Any) -> Any:
     return -(alpha[t, u] + blank[:, -1, -1])
 
 
+def series(loss: str, debiased: bool) -> Row:
+    """Series of numbers, one pair at a time there."""
+
+    def theirs(pred: Any, target: Any) -> Any:
+        cost = peer("ott.geometry.costs.SoftDTW")(gamma=0.5, debiased=debiased)
+        return jax.vmap(lambda x, y: cost(x[:, 0], y[:, 0]))(pred, target)
+
+    return Row(
+        loss=loss,
+        peer="ott.geometry.costs.SoftDTW",
+        ours=lambda pred, target: getattr(dtw, loss)(pred, target, gamma=0.5, reduction="none"),
+        theirs=theirs,
+        draws=dict(pred=draw_normal("B T 1"), target=draw_normal("B S 1")),
+        differentiate=("pred", "target"),
+        sizes=(dict(B=3, T=7, S=5), dict(B=2, T=4, S=9)),
+        label="debiased" if debiased else "",
+        note="series of single numbers there, one pair at a time",
+    )
+
+
 NOTE = "on log_softmax there"
 ROWS = (
     row("torch.nn.functional.ctc_loss", ours, torch_ctc(), note=NOTE),
@@ -121,6 +142,8 @@ ROWS = (
         sizes=(dict(B=3, T=4, N=3, U=4, C=5),),
         note="the recursion written out cell by cell",
     ),
+    series("soft_dtw_loss", debiased=False),
+    series("soft_dtw_divergence", debiased=True),
 )
 
 
