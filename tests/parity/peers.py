@@ -8,6 +8,7 @@ import importlib
 import math
 import os
 import pkgutil
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def require_peer(peer: str) -> Any:
     if package in NEED_TORCHVISION:
         _declare_torchvision_operators()
     if os.environ.get("CI"):
-        return importlib.import_module(package)
+        with warnings.catch_warnings():  # of what it imports; importorskip passes over them too
+            warnings.simplefilter("ignore")
+            return importlib.import_module(package)
     return pytest.importorskip(package, reason=f"{package} is not installed: uv/pip group 'peers'")
 
 
