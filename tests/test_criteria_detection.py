@@ -41,7 +41,6 @@ from jaxloss.losses.matching import (
 )
 
 B, T, C, Q, BINS = 8, 4, 3, 6, 5
-FAST = {"xla_backend_optimization_level": 0}
 POINTS, STRIDES = (np.asarray(x) for x in grid_points([(3, 3), (2, 2)], [8, 16]))
 P = len(POINTS)
 HALVES = np.array([[6, 6], [9, 5]])
@@ -251,7 +250,7 @@ CRITERIA = {
         logits="logits",
     ),
 }
-STEPS = {name: jax.jit(c.value_and_grad, compiler_options=FAST) for name, c in CRITERIA.items()}
+STEPS = {name: jax.jit(c.value_and_grad) for name, c in CRITERIA.items()}
 every = pytest.mark.parametrize("name", CRITERIA)
 close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7))
 equal = partial(jax.tree.map, np.testing.assert_array_equal)
@@ -344,7 +343,7 @@ def test_the_total_is_the_sum_of_gain_times_term_and_terms_have_no_gradient(name
     np.testing.assert_allclose(total, sum(g * terms[t] for t, g in gains.items()), rtol=1e-6)
     predictions, rest = c.split(arrays)
     summed = lambda p: sum(jnp.sum(x) for x in c.call({**rest, **p})[1].values())
-    for gradient in jax.jit(jax.grad(summed), compiler_options=FAST)(predictions).values():
+    for gradient in jax.jit(jax.grad(summed))(predictions).values():
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -359,7 +358,7 @@ def test_gains_may_be_traced_and_do_not_compile_again(name) -> None:
     c.call(arrays, **{n: 3 * g for n, g in c.gains.items()})
     assert c.loss.jitted._cache_size() == compiled + 1  # with and without, not once for each number
     slope = jax.grad(lambda gains: c.call(arrays, **gains)[0])
-    slopes = jax.jit(slope, compiler_options=FAST)(dict(c.gains))
+    slopes = jax.jit(slope)(dict(c.gains))
     assert len(slopes) == len(c.gains)
     np.testing.assert_allclose(
         sum(g * slopes[n] for n, g in c.gains.items())
@@ -440,7 +439,7 @@ def test_a_sharded_batch_gives_the_value_and_gradient_of_the_whole_one(name) -> 
     for mesh, run in ((auto, mapped), (auto, c.value_and_grad), (explicit, c.value_and_grad)):
         with jax.set_mesh(mesh):
             put = {n: jax.device_put(a, NamedSharding(mesh, specs[n])) for n, a in arrays.items()}
-            program = jax.jit(run, compiler_options=FAST).lower(put).compile()
+            program = jax.jit(run).lower(put).compile()
             close(jax.device_get(program(put)), whole)
             assert "all-gather" not in program.as_text()
 
@@ -702,7 +701,7 @@ def test_an_object_too_large_for_the_bins_is_fitted_as_well_as_they_allow() -> N
     point, stride = jnp.array([[50.0, 50.0]]), jnp.ones(1)
     box, one = jnp.array([[[0.0, 0.0, 100.0, 100.0]]]), jnp.ones((1, 1, 1))
     _, terms = yolo_detection_loss(logits, one, point, stride, box, one, one[..., 0] == 1)
-    np.testing.assert_allclose(terms["dfl"], 0.01 * 100, rtol=1e-3)  # y is clamped to 3.99
+    np.testing.assert_allclose(terms["dfl"], 0.01 * 100, rtol=1e-4)  # y is clamped to 3.99, rounded
 
 
 def test_image_size_is_for_a_single_bin() -> None:

@@ -175,6 +175,7 @@ def test_the_risk_estimates_the_error_against_the_clean_image():
     smooth = lambda y: (jnp.roll(y, 1, 1) + 2 * y + jnp.roll(y, -1, 1)) / 4
     estimate = sure_loss(noisy, pred_fn=smooth, sigma=0.3, key=KEY)
     error = np.mean((np.asarray(smooth(noisy)) - clean) ** 2)
+    # 12800 noisy pixels and one random probe each: the estimate itself scatters by a few per cent.
     np.testing.assert_allclose(estimate, error, rtol=0.05)
 
 

@@ -295,7 +295,7 @@ def test_microbatches_of_unequal_token_counts_add_up_to_the_full_batch() -> None
 
 def test_z_loss_does_not_overflow_and_its_slope_is_twice_lse_times_p() -> None:
     huge = jnp.full((2, 3), 6e4, jnp.float16)
-    np.testing.assert_allclose(z_loss(huge), (6e4 - 16 + np.log(3)) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(z_loss(huge), (6e4 + np.log(3)) ** 2, rtol=1e-6)
     assert jnp.isfinite(jax.grad(lambda z: z_loss(z) * 1e-5)(huge)).all()
     for dtype in (np.float32, jnp.bfloat16):
         logits = jnp.asarray(draw(MANY, (3,))[0], dtype)

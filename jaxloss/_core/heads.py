@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from .numerics import expm1_excess, safe_mul, soft_capped, widen
-from .sharding import _is_sharded, pick
-from .softmax import neg_log_softmax
+from .logit_divergences import kl_of_logits
+from .numerics import soft_capped, widen
+from .runs import join_runs, over_runs, split_runs
+from .sharding import is_sharded, pick, shards
 
 
 class Plan(NamedTuple):
@@ -178,39 +179,6 @@ def _hit(labels: Array, classes: int) -> Array:
 # Runs of tokens
 
 
-def _runs(most: int, *arrays: Array) -> tuple[Array, ...]:
-    """`(N, ...)` to `(runs, tokens, ...)`, the last run filled up with zeros.
-
-    Token i goes into run `i % runs`, so that each run holds a part of every device's tokens.
-    """
-    count, shards = arrays[0].shape[0], _shards(arrays[0])
-    runs = max(-(-count // most), 1)
-    if shards > 1:  # a sharded axis cannot be padded
-        local = count // shards
-        runs = next((r for r in range(runs, local) if local % r == 0), local)
-    size = -(-count // runs)
-    out = []
-    for array in arrays:
-        if size * runs != count:
-            array = jnp.pad(array, [(0, size * runs - count)] + [(0, 0)] * (array.ndim - 1))
-        out.append(jnp.swapaxes(array.reshape(size, runs, *array.shape[1:]), 0, 1))
-    return tuple(out)
-
-
-def _unrun(array: Array, count: int) -> Array:
-    """The inverse of `_runs`."""
-    array = jnp.swapaxes(array, 0, 1)
-    array = array.reshape(-1, *array.shape[2:])
-    return array if array.shape[0] == count else array[:count]
-
-
-def _by_runs(step: Callable[..., Any], carry: Any, runs: tuple[Array, ...]) -> Any:
-    if runs[0].shape[0] == 1:
-        carry, out = step(carry, tuple(x[0] for x in runs))
-        return carry, jax.tree.map(lambda x: x[None], out)
-    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, runs)
-
-
 def run_values(plan: Plan, rows: Rows, head: Head) -> Array:
     """`head_values` by runs of tokens and plain differentiation, each run computed twice."""
     total = _total_spread(plan, head)
@@ -222,7 +190,7 @@ def run_values(plan: Plan, rows: Rows, head: Head) -> Array:
         sums = _over_devices(plan, _sums(z, labels, _hit(labels, z.shape[1]), head)[0])
         return carry, _cost(sums, part.scale, head, total)[0]
 
-    return _unrun(_by_runs(step, None, _runs(plan.size, *rows))[1], rows.labels.shape[0])
+    return join_runs(over_runs(step, None, split_runs(plan.size, *rows))[1], rows.labels.shape[0])
 
 
 def _run_slopes(
@@ -255,10 +223,10 @@ def _run_slopes(
         _zeros(head.kernel, rows, head) if needs[1] else None,
         _zeros(head.bias, rows, head) if head.bias is not None and needs[2] else None,
     )
-    (kernel, bias), out = _by_runs(step, carry, _runs(plan.size, *rows, weight))
+    (kernel, bias), out = over_runs(step, carry, split_runs(plan.size, *rows, weight))
     kernel = None if kernel is None else (norm * kernel).astype(dtype)
     bias = None if bias is None else norm * bias
-    values, nll, hidden = jax.tree.map(lambda x: _unrun(x, rows.labels.shape[0]), out)
+    values, nll, hidden = jax.tree.map(lambda x: join_runs(x, rows.labels.shape[0]), out)
     return values, nll, hidden, kernel, bias
 
 
@@ -297,7 +265,7 @@ def _by_blocks(plan: Plan, head: Head, step: Callable[..., Any], carry: Any, *al
 
 def _widths(plan: Plan, head: Head) -> tuple[int, int, int]:
     classes = head.kernel.shape[1]
-    size = classes if _is_sharded(head.kernel, 1) else plan.size
+    size = classes if is_sharded(head.kernel, 1) else plan.size
     width = -(-classes // -(-classes // size))
     return width, classes // width, classes % width
 
@@ -437,22 +405,11 @@ def kl_values(
 
     def step(carry: None, run: tuple[Array, ...]) -> tuple[None, Array]:
         logits = _project(run[0], kernel.astype(kernels[0].dtype)), _dot(run[1], teacher[1], 1, 0)
-        log_p, log_q = (-neg_log_softmax(z / temperature) for z in widen(*logits))
-        return carry, temperature**2 * _kl(log_p, log_q)
+        student, other = (z / temperature for z in widen(*logits))
+        return carry, temperature**2 * kl_of_logits(other, student)
 
-    runs = _runs(size, hidden[0], teacher[0])
-    return _unrun(_by_runs(step, None, runs)[1], hidden[0].shape[0])
-
-
-def _kl(log_p: Array, log_q: Array) -> Array:
-    """KL(q || p) of each row; terms q (e^r - 1 - r) with r = log(p / q), none of them below 0."""
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    never = log_q == -jnp.inf
-    r = jnp.where(never, 0, log_p - jnp.where(never, 0, log_q))
-    near = jnp.abs(r) < 1
-    bent = q * expm1_excess(jnp.where(near, r, 0))
-    far = p - q - safe_mul(q, jnp.where(near, 0, r))
-    return jnp.sum(jnp.where(never, p, jnp.where(near, bent, far)), axis=-1)
+    runs = split_runs(size, hidden[0], teacher[0])
+    return join_runs(over_runs(step, None, runs)[1], hidden[0].shape[0])
 
 
 @jax.custom_jvp
@@ -584,10 +541,10 @@ def _moves(dot: Any) -> bool:
 
 def prefer_blocks(size: int, rows: Rows, head: Head) -> bool:
     """Whether runs of tokens would hold too many logits, or sum over devices for each run."""
-    if _is_sharded(head.kernel, 1):
+    if is_sharded(head.kernel, 1):
         return False
     most = min(size, rows.labels.shape[0]) * head.kernel.shape[1]
-    return most > 2**26 or _shards(rows.labels) > 1
+    return most > 2**26 or shards(rows.labels) > 1
 
 
 def _dot(
@@ -596,7 +553,7 @@ def _dot(
     """The product of two matrices over axis i of one and j of the other, summed in float32."""
     dtype = widen(a[:0])[0].dtype if wide else a.dtype
     sharding = None
-    if like is not None and _is_sharded(a, i):  # nothing else says where the sum should live
+    if like is not None and is_sharded(a, i):  # nothing else says where the sum should live
         sharding = jax.typeof(like).sharding
     return jax.lax.dot_general(
         a, b, (((i,), (j,)), ((), ())), preferred_element_type=dtype, out_sharding=sharding
@@ -608,15 +565,3 @@ def _zeros(like: Array, *near: Any) -> Array:
     (zero,) = widen(jnp.zeros_like(like))
     nothing = [jnp.sum(x[..., None][..., :0]).astype(zero.dtype) for x in jax.tree.leaves(near)]
     return zero + sum(nothing)
-
-
-def _shards(x: Array) -> int:
-    """Over how many devices of an Explicit mesh the first axis is split."""
-    if not _is_sharded(x, 0):
-        return 1
-    sharding = jax.typeof(x).sharding
-    names = sharding.spec[0]
-    size = 1
-    for name in names if isinstance(names, tuple) else (names,):
-        size *= sharding.mesh.shape[name]
-    return size

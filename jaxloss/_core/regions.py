@@ -20,7 +20,7 @@ from .checks import (
 )
 from .labels import is_integer, poison, valid
 from .numerics import widen
-from .sharding import _is_sharded, one_hot
+from .sharding import is_sharded, one_hot
 from .typing import Where
 
 BLOCK = 2**16  # elements that a block on CPU sums at once: they stay in the cache
@@ -126,7 +126,7 @@ def space_sums(terms: Terms, fill: int, *arrays: Array) -> tuple[Array, ...]:
     space = probs.shape[1:-1]
     size = max(1, BLOCK // max(1, probs.shape[0] * probs.shape[-1]))
     small = probs.size <= 2 * BLOCK or math.prod(space) < 2 * size
-    if small or any(_is_sharded(probs, 1 + i) for i in range(len(space))):
+    if small or any(is_sharded(probs, 1 + i) for i in range(len(space))):
         return _at_once(terms, fill, *arrays)
     return _large(terms, fill, size, *arrays)
 
@@ -174,7 +174,7 @@ def _evaluate(
     if integer:
         (probs,) = widen(probs)
         hit = one_hot(target, probs.shape[-1])
-        if _is_sharded(probs, -1):
+        if is_sharded(probs, -1):
             hit = jax.sharding.reshard(hit, jax.typeof(probs).sharding)
     else:
         probs, hit = widen(probs, target)

@@ -18,20 +18,20 @@ def pick(values: Array, labels: Array) -> Array:
     A gather where the class axis is whole, a fused comparison where it is sharded on an Explicit
     mesh, which has no rule for such a gather.
     """
-    if _is_sharded(values, -1):
+    if is_sharded(values, -1):
         return jnp.sum(jnp.where(one_hot(labels, values.shape[-1]), values, 0), axis=-1)
     return jnp.take_along_axis(values, labels[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def lookup(vector: Array, labels: Array) -> Array:
     """`vector[label]` for a replicated vector and labels of any sharding."""
-    if any(_is_sharded(labels, axis) for axis in range(labels.ndim)):
+    if any(is_sharded(labels, axis) for axis in range(labels.ndim)):
         table = jnp.broadcast_to(vector, (*labels.shape, vector.shape[0]))
         return jnp.sum(jnp.where(one_hot(labels, vector.shape[0]), table, 0), axis=-1)
     return jnp.take(vector, labels, mode="clip")
 
 
-def _is_sharded(x: Array, axis: int) -> bool:
+def is_sharded(x: Array, axis: int) -> bool:
     """Whether this axis is split over an Explicit mesh."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     if sharding is None or sharding.mesh.empty:
@@ -52,3 +52,15 @@ def unshard(x: Array, *axes: int) -> Array:
     for axis in chosen:
         spec[axis] = None
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def shards(x: Array) -> int:
+    """Over how many devices of an Explicit mesh the first axis is split."""
+    if not is_sharded(x, 0):
+        return 1
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[0]
+    size = 1
+    for name in names if isinstance(names, tuple) else (names,):
+        size *= sharding.mesh.shape[name]
+    return size

@@ -29,7 +29,6 @@ DIFFERENCES: dict[tuple[str, str], float] = {}
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 NEED_TORCHVISION = ("torchvision", "segmentation_models_pytorch", "piq")
 ON_TORCH = ("torch", "monai", "kornia", "focal_frequency_loss", *NEED_TORCHVISION)
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _jax(function: Callable[..., Any], arrays: dict[str, Any], names: tuple[str,
         (_, value), gradients = jax.value_and_grad(total, has_aux=True)(floats)
         return {"value": value, **gradients}
 
-    return jax.device_get(jax.jit(both, compiler_options=FAST)(arrays))
+    return jax.device_get(jax.jit(both)(arrays))
 
 
 def _torch(function: Callable[..., Any], arrays: dict[str, Any], names: tuple[str, ...]) -> Any:

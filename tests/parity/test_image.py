@@ -10,7 +10,7 @@ import pytest
 
 from jaxloss.losses import frequency, image, perceptual, registration, ssim
 from jaxloss.testing import Draw, draw_normal, draw_uniform
-from parity.peers import Row, check, peer
+from parity.peers import Row, check, peer, require_peer
 
 WIDE = ({"H": 12, "W": 13}, {"B": 1, "C": 1, "H": 11, "W": 80})
 SMALL = ({"H": 5, "W": 6}, {"B": 1, "C": 1, "H": 7, "W": 4}, {"B": 3, "C": 3, "H": 9, "W": 8})
@@ -499,7 +499,7 @@ def test_image_losses_agree(row: Row) -> None:
 
 
 def test_kornia_psnr_of_equal_images_is_infinite_where_ours_is_not() -> None:
-    torch = pytest.importorskip("torch")
+    torch = require_peer("torch")
     x = torch.ones(3, 4, requires_grad=True)
     theirs = peer("kornia.losses.psnr_loss")(x, x.detach(), 1.0)
     theirs.backward()

@@ -1,0 +1,44 @@
+"""Tokens in runs of a bounded length, one after the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .sharding import shards
+
+
+def split_runs(most: int, *arrays: Array) -> tuple[Array, ...]:
+    """`(N, ...)` to `(runs, tokens, ...)`, the last run filled up with zeros.
+
+    Token i goes into run `i % runs`, so that each run holds a part of every device's tokens.
+    """
+    count, parts = arrays[0].shape[0], shards(arrays[0])
+    runs = max(-(-count // most), 1)
+    if parts > 1:  # a sharded axis cannot be padded
+        local = count // parts
+        runs = next((r for r in range(runs, local) if local % r == 0), local)
+    size = -(-count // runs)
+    out = []
+    for array in arrays:
+        if size * runs != count:
+            array = jnp.pad(array, [(0, size * runs - count)] + [(0, 0)] * (array.ndim - 1))
+        out.append(jnp.swapaxes(array.reshape(size, runs, *array.shape[1:]), 0, 1))
+    return tuple(out)
+
+
+def join_runs(array: Array, count: int) -> Array:
+    """The inverse of `split_runs`."""
+    array = jnp.swapaxes(array, 0, 1)
+    array = array.reshape(-1, *array.shape[2:])
+    return array if array.shape[0] == count else array[:count]
+
+
+def over_runs(step: Callable[..., Any], carry: Any, runs: tuple[Array, ...]) -> Any:
+    """A scan over the runs that keeps nothing of one for the backward pass."""
+    if runs[0].shape[0] == 1:
+        carry, out = step(carry, tuple(x[0] for x in runs))
+        return carry, jax.tree.map(lambda x: x[None], out)
+    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, runs)
