@@ -11,9 +11,9 @@ demo: $(VENV)/demo.stamp  ## Train one model per loss on real data; table here, 
 	$(BIN)/python -m jaxloss compare
 
 test: $(VENV)/test.stamp  ## Every test that needs no peer
-	$(PYTEST) -n auto --ignore tests/parity tests
+	$(PYTEST) -n auto --showlocals --durations 15 --ignore tests/parity tests
 
-parity: $(VENV)/peers.stamp  ## Compare with torch, optax, Keras, scikit-learn and scipy
+parity: $(VENV)/peers.stamp  ## Compare with the published peers
 	$(PYTEST) -n auto tests/parity
 
 lint: $(VENV)/dev.stamp  ## Style, types and the floors

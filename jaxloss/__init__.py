@@ -2,11 +2,13 @@
 
 from ._core.checked import checked as checked
 from ._core.lengths import lengths_to_where as lengths_to_where
+from ._core.pairwise import *
 from ._core.reduce import reduce as reduce
 from ._core.reductions import *
 from .criteria.detection import *
 from .criteria.segmentation import *
 from .losses.advantages import *
+from .losses.average_precision import *
 from .losses.bi_tempered import *
 from .losses.box_coding import *
 from .losses.box_formats import *
@@ -14,6 +16,8 @@ from .losses.box_scores import *
 from .losses.box_variants import *
 from .losses.boxes import *
 from .losses.classification import *
+from .losses.contrastive import *
+from .losses.contrastive_variants import *
 from .losses.ctc import *
 from .losses.depth import *
 from .losses.depth_structure import *
@@ -32,8 +36,13 @@ from .losses.likelihoods import *
 from .losses.linear_heads import *
 from .losses.margins import *
 from .losses.matching import *
+from .losses.memory_queue import *
+from .losses.metric_learning import *
+from .losses.metric_learning_distances import *
+from .losses.mining import *
 from .losses.multilabel import *
 from .losses.noisy_labels import *
+from .losses.pair_distances import *
 from .losses.perceptual import *
 from .losses.policy import *
 from .losses.policy_kl import *
@@ -44,9 +53,12 @@ from .losses.preference_free import *
 from .losses.preference_transport import *
 from .losses.preference_unpaired import *
 from .losses.preference_variants import *
+from .losses.prototypes import *
+from .losses.proxies import *
 from .losses.quantiles import *
 from .losses.registration import *
 from .losses.regression import *
+from .losses.representation_statistics import *
 from .losses.risk import *
 from .losses.robust import *
 from .losses.rotated_boxes import *
@@ -56,7 +68,10 @@ from .losses.segmentation_boundary import *
 from .losses.segmentation_compound import *
 from .losses.segmentation_lovasz import *
 from .losses.segmentation_masks import *
+from .losses.self_distillation import *
+from .losses.self_supervised import *
 from .losses.similarity import *
 from .losses.ssim import *
 from .losses.tokens import *
 from .losses.transducer import *
+from .losses.triplets import *

@@ -181,6 +181,21 @@ class _Trial:
             for name, array in arrays.items()
         }
 
+    def shared_axis(self, name: str) -> int | None:
+        """Axis along which another array must be of the same size: B, or else the first."""
+        dims = self.case.arrays[name].dims.split()
+        others = [set(d.dims.split()) for n, d in self.case.arrays.items() if n != name]
+        axis = dims.index("B") if "B" in dims else 0
+        return axis if dims and any(dims[axis] in other for other in others) else None
+
+    def units_of(self, index: Any, units: Any) -> Any:
+        """The units of some examples; along both axes where a unit is a pair of examples."""
+        if not self.per_example:
+            return units
+        units = np.take(units, index, 0)
+        pairs = self.case.coupled and self.units[1:] == (self.batch,)
+        return np.take(units, index, 1) if pairs else units
+
     def map_real(self, change: Callable[[Any, int], Any]) -> Arrays:
         """The arrays with `change(array, position)` applied to those that may hold any number."""
         return {
@@ -279,8 +294,8 @@ class _Trial:
         axis = self.positions.index("B")
 
         def part(index: Any, where: Any, weights: Any) -> tuple[Arrays, Any, Any]:
-            weights = np.take(weights, index, 0) if self.per_example else weights
-            return self.along_batch(self.arrays, index), np.take(where, index, axis), weights
+            arrays = self.along_batch(self.arrays, index)
+            return arrays, np.take(where, index, axis), self.units_of(index, weights)
 
         smaller = {
             "subset": part(subset, m["all"], ones),
@@ -564,7 +579,7 @@ def _permutation(t: _Trial) -> Iterator[str]:
     clean, permuted = t.values["probes"]["clean"], t.values["probes"]["permuted"]
     yield from _differs("mean", permuted["mean"], clean["mean"])
     if t.per_example:
-        yield from _differs("units", permuted["none"], clean["none"][order])
+        yield from _differs("units", permuted["none"], t.units_of(order, clean["none"]))
 
 
 def _at_target(t: _Trial) -> Iterator[str]:
@@ -684,8 +699,10 @@ def _errors(t: _Trial) -> Iterator[str]:
     for i, (name, array) in enumerate(t.arrays.items()):
         if len(t.arrays) > 1:
             wrong.append((f"{name} with a trailing axis", {name: array[..., None]}, {}, ValueError))
-            if array.ndim:
-                wrong.append((f"{name} cut to one example", {name: array[:1]}, {}, ValueError))
+            axis = t.shared_axis(name)
+            if axis is not None:
+                cut = {name: np.take(array, [0], axis)}
+                wrong.append((f"{name} cut to size one", cut, {}, ValueError))
         if array.dtype.kind == "f":
             wrong.append((f"complex {name}", {name: array.astype(complex)}, {}, TypeError))
         if i == 0:

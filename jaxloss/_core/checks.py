@@ -107,10 +107,10 @@ def check_last(size: int, **arrays: Any) -> None:
         _assert(chex.assert_axis_dimension, array, -1, size, error=ValueError, text=text)
 
 
-def check_where(where: Any) -> None:
+def check_where(where: Any, name: str = "where") -> None:
     """A mask is a bool array."""
-    check_array(where=where)
-    text = message("where", "a bool array", jnp.result_type(where))
+    check_array(**{name: where})
+    text = message(name, "a bool array", jnp.result_type(where))
     _assert(chex.assert_type, jnp.asarray(where), bool, error=TypeError, text=text)
 
 

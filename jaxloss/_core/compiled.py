@@ -1,7 +1,7 @@
 """The one decorator of public losses: an eager call becomes a single compiled dispatch."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -28,12 +28,13 @@ class _Static:
 jax.tree_util.register_static(_Static)
 
 
-def compiled(*static: str) -> Callable[[F], F]:
+def compiled(*static: str, functions: Sequence[str] = ()) -> Callable[[F], F]:
     """Compile a loss with the options named in `static`, and `reduction`, fixed while tracing.
 
     Numbers stay traced, so a new value does not compile again. Reductions that are pytrees (the
     parametrised ones) travel as they are: arrays inside them are traced, the rest is compared by
-    value. Signature, help, types and errors are those of the plain function.
+    value. Signature, help, types and errors are those of the plain function. A call that passes one
+    of the options named in `functions` runs as it stands, for the reason given at `uncompiled`.
     """
 
     def decorate(loss: F) -> F:
@@ -49,6 +50,8 @@ def compiled(*static: str) -> Callable[[F], F]:
 
         @wraps(loss)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if any(kwargs.get(name) is not None for name in functions):
+                return traced(*args, **kwargs)
             if "reduction" in kwargs:
                 kwargs["reduction"] = _carry(loss.__name__, kwargs["reduction"])
             for option in static:

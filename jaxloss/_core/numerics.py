@@ -92,6 +92,15 @@ def unit_vectors(x: Array, axis: int = -1) -> Array:
     return safe_div(x, safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True)))
 
 
+def cosine(a: Array, b: Array) -> tuple[Array, Array]:
+    """Cosine of the angle over the last axis, and one minus it, exact for parallel vectors."""
+    a, b = unit_vectors(a), unit_vectors(b)
+    dot = jnp.sum(a * b, axis=-1)
+    gap = 0.5 * jnp.sum((a - b) ** 2, axis=-1)  # the distance too
+    near = dot > 0.5
+    return jnp.where(near, 1 - gap, dot), jnp.where(near, gap, 1 - dot)
+
+
 def xlogx(x: Array) -> Array:
     """X log x for x >= 0, with value 0 and gradient 0 at 0."""
     zero = x == 0

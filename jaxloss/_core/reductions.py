@@ -257,6 +257,21 @@ class normalized_sum:  # noqa: N801
         return safe_div(jnp.sum(weights * values), jnp.asarray(self.normalizer, values.dtype))
 
 
+def adds_up(reduction: Any) -> bool:
+    """Whether a reduction looks at nothing but the weighted sum and the sum of the weights."""
+    named = isinstance(reduction, str) and reduction in ("mean", "sum")
+    return named or reduction is sum_and_weight or isinstance(reduction, (across, normalized_sum))
+
+
+def of_sums(total: Array, weight: Array, reduction: Any) -> Any:
+    """What a reduction that adds up makes of these two sums."""
+    if isinstance(reduction, str):
+        return safe_div(total, weight) if reduction == "mean" else total
+    # One unit of the whole sum, and one that holds the rest of the weight, are the same to it.
+    one = jnp.ones_like(total)
+    return reduction(jnp.stack([total, 0 * one]), jnp.stack([one, weight - one]))
+
+
 @_reduction(data=("segment_ids",))
 class segmented:  # noqa: N801
     """A sequence reduction over packed rows: each segment of each row is a sequence.

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from .checks import message
 from .sharding import shards
 
 
@@ -42,3 +44,22 @@ def over_runs(step: Callable[..., Any], carry: Any, runs: tuple[Array, ...]) -> 
         carry, out = step(carry, tuple(x[0] for x in runs))
         return carry, jax.tree.map(lambda x: x[None], out)
     return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, runs)
+
+
+def in_chunks(find: Callable[..., Any], chunk_size: Any, *arrays: Array) -> Any:
+    """What `find` makes of the rows of arrays, a chunk of them at a time; all at once if None.
+
+    Its scalars are added up, its arrays joined. Nothing of a chunk is kept for the backward pass.
+    """
+    if chunk_size is None:
+        return find(*arrays)
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, np.integer)):
+        raise TypeError(message("chunk_size", "an integer or None", repr(chunk_size)))
+    if chunk_size < 1:
+        raise ValueError(message("chunk_size", "at least 1", chunk_size))
+    count = arrays[0].shape[0]
+    if chunk_size >= count:
+        return find(*arrays)
+    step = lambda carry, run: (carry, find(*run))
+    _, found = over_runs(step, None, split_runs(int(chunk_size), *arrays))
+    return jax.tree.map(lambda x: jnp.sum(x) if x.ndim == 1 else join_runs(x, count), found)

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from .labels import is_integer, label_values, poison, valid
 from .numerics import numbers, safe_log, safe_mul, soft_capped, widen
 from .sharding import lookup, one_hot, pick
+from .terms import Axis, add_up
 
 EXACT_CLASSES = 1024  # up to here probabilities near 1 keep every digit; above, speed wins
 
@@ -105,10 +106,22 @@ def normalized(logits: Array, norm: RowNorm, classes: Array | None = None) -> Ar
 
 
 def safe_log_sum_exp(logits: Array) -> Array:
-    """Log-sum-exp over the last axis; -inf with zero gradient where all are -inf."""
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    """Log-sum-exp over the last axis; -inf with zero gradient where all are -inf, or none is."""
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, initial=-jnp.inf))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     return safe_log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)) + largest
+
+
+def log1p_sum_exp(logits: Array, axis: int = -1, axis_name: Axis = None) -> Array:
+    """log(1 + sum of exponentials), with every digit; 0 with zero gradient where all are -inf.
+
+    `axis_name` adds up over the devices of a mapped axis too.
+    """
+    top = jnp.max(jax.lax.stop_gradient(logits), axis=axis, initial=0, keepdims=True)
+    top = top if axis_name is None else jax.lax.pmax(top, axis_name)
+    total = add_up(jnp.sum(jnp.exp(logits - top), axis=axis), axis_name)
+    top = jnp.squeeze(top, axis)
+    return top + jnp.log1p(total + jnp.expm1(-top))
 
 
 def cross_entropy(

@@ -15,7 +15,7 @@ from .._core.checks import (
 )
 from .._core.compiled import compiled
 from .._core.labels import poison
-from .._core.numerics import numbers, unit_vectors, widen
+from .._core.numerics import cosine, numbers, widen
 from .._core.reduce import mask, reduce
 from .._core.typing import Number, Reduction, Values, Where
 
@@ -56,7 +56,7 @@ def cosine_similarity(
     >>> cosine_similarity(jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0]))
     Array(0.6, dtype=float32)
     """
-    similarity, _ = _cosine(*_vectors(a, b, axis, where))
+    similarity, _ = cosine(*_vectors(a, b, axis, where))
     return reduce(similarity, where=where, weights=weights, reduction=reduction)
 
 
@@ -93,7 +93,7 @@ def cosine_distance(
     >>> cosine_distance(jnp.array([3.0, 4.0]), jnp.array([4.0, -3.0]))  # a right angle
     Array(1., dtype=float32)
     """
-    _, distance = _cosine(*_vectors(a, b, axis, where))
+    _, distance = cosine(*_vectors(a, b, axis, where))
     return reduce(distance, where=where, weights=weights, reduction=reduction)
 
 
@@ -140,7 +140,7 @@ def cosine_embedding_loss(
     (labels,) = mask(where, jnp.asarray(labels), fill=1)
     same, other = labels == 1, labels == -1
     require(lambda: same | other, "labels", "values -1 or 1", where)
-    similarity, distance = _cosine(poison(a, (same | other)[..., None]), b)
+    similarity, distance = cosine(poison(a, (same | other)[..., None]), b)
     values = jnp.where(same, distance, jax.nn.relu(similarity - margin))
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
@@ -154,15 +154,6 @@ def _vectors(a: Array, b: Array, axis: int, where: Where | None) -> tuple[Array,
     axis = check_axis(axis, a.ndim)
     a, b = mask(where, jnp.moveaxis(a, axis, -1), jnp.moveaxis(b, axis, -1))
     return a, b
-
-
-def _cosine(a: Array, b: Array) -> tuple[Array, Array]:
-    """Similarity and distance over the last axis."""
-    a, b = unit_vectors(a), unit_vectors(b)
-    dot = jnp.sum(a * b, axis=-1)
-    gap = 0.5 * jnp.sum((a - b) ** 2, axis=-1)  # the distance too, exact for parallel vectors
-    near = dot > 0.5
-    return jnp.where(near, 1 - gap, dot), jnp.where(near, gap, 1 - dot)
 
 
 _VECTORS = dict(a=draw_normal("B D"), b=draw_normal("B D"))

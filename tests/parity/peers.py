@@ -28,7 +28,14 @@ SIZES: tuple[dict[str, int], ...] = ({}, {"B": 1, "C": 2, "T": 3}, {"B": 33, "C"
 DIFFERENCES: dict[tuple[str, str], float] = {}
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 NEED_TORCHVISION = ("torchvision", "segmentation_models_pytorch", "piq")
-ON_TORCH = ("torch", "monai", "kornia", "focal_frequency_loss", *NEED_TORCHVISION)
+ON_TORCH = (
+    "torch",
+    "monai",
+    "kornia",
+    "focal_frequency_loss",
+    "pytorch_metric_learning",
+    *NEED_TORCHVISION,
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""What the retrieval and pre-training tasks measure, against scikit-learn, and that they learn."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from sklearn.linear_model import Ridge
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from jaxloss.playground import tasks
+from jaxloss.playground.embeddings import (
+    CLASSES,
+    PENALTY,
+    mean_average_precision,
+    probe_accuracy,
+    recall_at_1,
+)
+from jaxloss.playground.train import baselines, load, train
+
+
+def draw(n: int = 40, d: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, n)
+    rows = rng.standard_normal((n, d)) + np.eye(4, d)[labels]
+    return rows.astype(np.float32), labels, rng.random(n) < 0.8
+
+
+def test_recall_and_precision_of_the_kept_rows_are_those_of_scikit_learn() -> None:
+    rows, labels, where = draw()
+    kept, names = rows[where], labels[where]
+    found = NearestNeighbors(n_neighbors=2, metric="cosine").fit(kept)
+    nearest = found.kneighbors(kept, return_distance=False)[:, 1]
+    recall = 100 * np.mean(names[nearest] == names)
+    np.testing.assert_allclose(recall_at_1(rows, jnp.asarray(labels), where), recall, rtol=1e-6)
+    unit = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    scores, other = unit @ unit.T, ~np.eye(len(kept), dtype=bool)
+    precision = [
+        average_precision_score((names == names[i])[other[i]], scores[i][other[i]])
+        for i in range(len(kept))
+    ]
+    np.testing.assert_allclose(
+        mean_average_precision(rows, jnp.asarray(labels), where),
+        100 * np.mean(precision),
+        rtol=1e-5,
+    )
+
+
+def test_the_probe_is_a_ridge_regression_on_the_first_half() -> None:
+    rows, labels, _ = draw(80)
+    x = StandardScaler().fit_transform(rows)
+    ridge = Ridge(alpha=PENALTY * 40).fit(x[:40] - x[:40].mean(0), np.eye(CLASSES)[labels[:40]])
+    # The probe leaves the mean of the first half in its rows, which moves the answers slightly.
+    answers = np.argmax(x[40:] @ ridge.coef_.T + np.eye(CLASSES)[labels[:40]].mean(0), axis=1)
+    theirs = 100 * np.mean(answers == labels[40:])
+    assert abs(float(probe_accuracy(rows, jnp.asarray(labels))) - theirs) <= 5
+
+
+def test_a_search_among_new_classes_gets_better_than_that_of_pixels() -> None:
+    task = replace(tasks.find("retrieval"), evaluations=1)
+    splits = load(task, 2)
+    name = "mean average precision"
+    found = train(task, task.losses["proxy_anchor_loss"], splits, steps=80).test[name].mean()
+    assert found > 3 + max(values[name].mean() for values in baselines(task, splits).values())
+
+
+def test_a_probe_reads_more_from_features_learnt_without_labels() -> None:
+    task = replace(tasks.find("pretrain"), evaluations=1)
+    splits = load(task, 2)
+    name = "probe accuracy"
+    found = train(task, task.losses["nt_xent"], splits, steps=150).test[name].mean()
+    assert found > 1 + max(values[name].mean() for values in baselines(task, splits).values())
