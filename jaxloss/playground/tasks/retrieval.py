@@ -20,10 +20,7 @@ COUNTS = {True: (120, 25, 25), False: (0, 70, 100)}  # of each class by split
 
 
 def load(seed: int) -> Splits:
-    """Six classes to train on; validation and test hold new digits of these and of four others.
-
-    Losses look at the known classes alone, metrics at the others alone.
-    """
+    """Six classes to train on; validation and test hold new digits of these and of four others."""
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)
@@ -50,7 +47,7 @@ def apply(params: Tree, images: Float[Array, "n 64"]) -> Tree:
 
 
 def in_batch(loss: Any, **options: Any) -> Any:
-    """A loss of embeddings and labels."""
+    """A loss of embeddings and labels, which looks at the known classes alone."""
     return lambda prediction, target: loss(
         embeddings.unit_rows(prediction["rows"]), target["label"], where=target["known"], **options
     )
@@ -112,8 +109,9 @@ TASK = Task(
     ],
     optimizer=optax.adamw(1e-3, weight_decay=0.1),
     batch_size=100,
-    steps=200,
-    evaluations=20,
+    steps=150,
+    evaluations=10,
+    evaluated=300,
     baselines={"pixels": lambda images: dict(rows=images)},
     prepare=distorted,
     picture=draw_planes,
