@@ -306,7 +306,7 @@ def test_tuplet_margins_treat_nearly_parallel_pairs_as_parallel() -> None:
         return both(x)
 
     value, slope = look(angles.astype(np.float32))
-    np.testing.assert_allclose(value, math.log1p(math.exp(-8 * math.cos(0.1))), rtol=1e-2)
+    np.testing.assert_allclose(value, math.log1p(math.exp(-8 * math.cos(0.1))), rtol=1e-3)
     assert np.isfinite(slope).all()
     assert np.abs(slope).max() < 1
 

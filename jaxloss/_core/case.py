@@ -102,6 +102,26 @@ def draw_labels(dims: str, *, classes: str = "C") -> Draw:
     )
 
 
+def draw_halves(dims: str) -> Draw:
+    """Labels of two classes, each one half of the batch."""
+
+    def sample(_: np.random.Generator, shape: tuple[int, ...], __: Any) -> np.ndarray:
+        return np.arange(shape[0], dtype=np.int32) * 2 // max(shape[0], 1)
+
+    return Draw(dims, sample, "fixed")
+
+
+def draw_groups(dims: str) -> Draw:
+    """Labels of two classes by turns and, the last one, of a third: positives for all but one."""
+
+    def sample(_: np.random.Generator, shape: tuple[int, ...], __: Any) -> np.ndarray:
+        labels = np.arange(shape[0], dtype=np.int32) % 2
+        labels[-1:] = 2
+        return labels
+
+    return Draw(dims, sample, "fixed")
+
+
 def draw_binary(dims: str) -> Draw:
     """Labels 0 and 1, as floats."""
     return Draw(dims, lambda g, shape, _: g.integers(0, 2, shape).astype(float), "fixed")

@@ -75,7 +75,7 @@ def pairwise_distance(
     if p == 2 and squared:
         return _squared_distance(x, y)
     if p == 2:
-        scale = _power_of_two(x, y)
+        scale = power_of_two(x, y)
         return scale * safe_sqrt(_squared_distance(x / scale, y / scale))
     norm = _minkowski(x, y, float(p))
     return jnp.square(norm) if squared else norm
@@ -90,7 +90,7 @@ def _rows(x: Any, y: Any) -> tuple[Array, Array]:
     return x, y
 
 
-def _power_of_two(*arrays: Array) -> Array:
+def power_of_two(*arrays: Array) -> Array:
     """The one below the largest number: dividing by it is exact, and no square then overflows."""
     fixed = jax.lax.stop_gradient(arrays)
     largest = jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in fixed]).max()

@@ -75,6 +75,12 @@ def reduce(
         return reduction(values, weights)
 
 
+def unit_weights(like: Values, where: Where | None, weights: Values | None) -> Array:
+    """How often each unit counts, in the shape of `like`; 0 for a hidden one."""
+    ones = jnp.ones_like(like)
+    return reduce(ones, where=where, weights=weights, reduction=lambda _, weights: weights)
+
+
 def _check_units(name: str, array: Any, values: Array) -> None:
     check_array(**{name: array})
     if jnp.shape(array) != values.shape:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from .._core.case import Case, Draw, draw_normal
+from .._core.case import Case, draw_halves, draw_normal
 from .._core.checks import message
 from .._core.compiled import compiled
 from .._core.numerics import numbers, safe_div
@@ -298,10 +298,7 @@ def _steps(cumulated: Array) -> Array:
     return jnp.concatenate([cumulated[:1], cumulated[1:] - cumulated[:-1]])
 
 
-_HALVES = Draw(
-    "B", lambda _, shape, __: np.arange(shape[0], dtype=np.int32) * 2 // shape[0], "fixed"
-)
-_BATCH = dict(embeddings=draw_normal("B D"), labels=_HALVES)
+_BATCH = dict(embeddings=draw_normal("B D"), labels=draw_halves("B"))
 _COUPLED = {
     "microbatches": "each sample ranks the whole batch",
     "weight_two": "a sample of weight 0 still is ranked by others",

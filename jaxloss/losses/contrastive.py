@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer
 
-from .._core.case import Case, Draw, draw_normal
+from .._core.case import Case, draw_halves, draw_normal
 from .._core.checks import check_float, check_shape, check_where, message
 from .._core.compiled import compiled
 from .._core.contrast import (
@@ -24,7 +24,7 @@ from .._core.contrast import (
 )
 from .._core.numerics import numbers, safe_div, widen
 from .._core.pairwise import check_labels
-from .._core.reduce import mask, reduce
+from .._core.reduce import mask, reduce, unit_weights
 from .._core.reductions import adds_up, of_sums
 from .._core.sharding import is_sharded
 from .._core.softmax import safe_log_sum_exp
@@ -373,8 +373,7 @@ def siglip_loss(
     own = softplus(-own_logits(rows, mates))
     one_device = axis_name is None and not is_sharded(query, 0)
     if chunk_size is not None and one_device and adds_up(reduction):
-        count = lambda values, weights: weights  # noqa: ARG005
-        counts = reduce(jnp.ones_like(own), where=where, weights=weights, reduction=count)
+        counts = unit_weights(own, where, weights)
         fixed: Any = dict(shown=where, chunk_size=chunk_size)
         total = weighted_softplus(counts, rows, mates, **fixed) + jnp.sum(counts * own)
         return of_sums(total, jnp.sum(counts), reduction)
@@ -385,8 +384,7 @@ def siglip_loss(
 
 _PAIRS = dict(query=draw_normal("B D"), keys=draw_normal("B D"))
 # Two classes, of which each mask of the laws leaves two samples or none: all have positives.
-_HALVES = Draw("B", lambda _, shape, __: np.arange(shape[0]) * 2 // max(shape[0], 1), "fixed")
-_LABELLED = dict(embeddings=draw_normal("B D"), labels=_HALVES)
+_LABELLED = dict(embeddings=draw_normal("B D"), labels=draw_halves("B"))
 _QUEUE = np.random.default_rng(5).standard_normal((5, 6), np.float32)
 _LAWS = {
     "microbatches": "the negatives are those of the whole batch",

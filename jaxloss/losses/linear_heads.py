@@ -1,7 +1,6 @@
 """Losses of a vocabulary head, from hidden states: tokens x vocabulary is never held in memory."""
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ from .._core.heads import Head, Plan, Rows, head_sum, head_values, kl_values, pr
 from .._core.labels import poison, valid
 from .._core.lengths import fold_lengths
 from .._core.numerics import numbers, safe_div, widen
-from .._core.reduce import mask, reduce
-from .._core.reductions import across, normalized_sum, sum_and_weight
+from .._core.reduce import mask, reduce, unit_weights
+from .._core.reductions import adds_up, of_sums
 from .._core.sharding import lookup, unshard
 from .._core.typing import Number, Reduction, Values, Where
 
@@ -122,21 +121,15 @@ def linear_cross_entropy(
     if implementation == "auto":
         blocks = prefer_blocks(_size(chunk_size), rows, head)
     plan = Plan(_size(chunk_size), blocks, vocab_axis_name)
-    adds_up = reduction is sum_and_weight or isinstance(reduction, (across, normalized_sum))
-    if not adds_up and reduction not in ("mean", "sum"):
+    if not adds_up(reduction):
         values = head_values(plan, rows, head).reshape(labels.shape)
         return reduce(values, where=where, weights=weights, reduction=reduction)
-    count = lambda values, weights: weights  # noqa: ARG005
-    counts = reduce(jnp.ones_like(scale), where=where, weights=weights, reduction=count)
+    counts = unit_weights(scale, where, weights)
     weight = jnp.sum(counts)
     one = jnp.ones_like(weight)
     norm = safe_div(one, weight) if reduction == "mean" else one
     total = head_sum(plan, rows, _flat(counts), norm, head)
-    if not adds_up:
-        return total
-    # For these, one unit of the whole sum and one that holds the rest of the weight are the same.
-    over_units = cast(Callable[[Array, Array], Any], reduction)
-    return over_units(jnp.stack([total, 0 * one]), jnp.stack([one, weight - one]))
+    return total if isinstance(reduction, str) else of_sums(total, weight, reduction)
 
 
 @compiled("chunk_size")

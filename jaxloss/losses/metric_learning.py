@@ -1,13 +1,10 @@
 """Losses of a labelled batch from the cosines of all its pairs: similar within, apart between."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from .._core.case import Case, Draw, draw_normal
+from .._core.case import Case, draw_groups, draw_normal
 from .._core.compiled import compiled
 from .._core.numerics import numbers, safe_div, safe_log, safe_sqrt
 from .._core.pairwise import gather_rows, prepare_batch, similarities
@@ -334,14 +331,7 @@ def threshold_consistent_margin_loss(
     return reduce(value, where=pairs > 0, weights=weights, reduction=reduction)
 
 
-def _draw_groups(_: np.random.Generator, shape: tuple[int, ...], __: Any) -> np.ndarray:
-    """Two classes by turns, and one sample of a third."""
-    labels = np.arange(shape[0], dtype=np.int32) % 2
-    labels[-1:] = 2
-    return labels
-
-
-_BATCH = dict(embeddings=draw_normal("B D"), labels=Draw("B", _draw_groups, "fixed"))
+_BATCH = dict(embeddings=draw_normal("B D"), labels=draw_groups("B"))
 _COUPLED = {
     "microbatches": "partners come from the whole batch",
     "weight_two": "a sample seen twice is a new partner of the others",

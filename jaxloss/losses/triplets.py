@@ -6,16 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from .._core.case import Case, Draw, draw_normal
+from .._core.case import Case, draw_halves, draw_normal
 from .._core.checks import check_array, check_float, check_shape, message
 from .._core.compiled import compiled
 from .._core.labels import poison
 from .._core.mining import hardest, semi_hard, violations
 from .._core.numerics import absolute, numbers, safe_div, safe_norm, widen
-from .._core.pairwise import check_labels, gather_rows, own_index, pairwise_distance, similarities
+from .._core.pairwise import (
+    check_labels,
+    gather_rows,
+    own_index,
+    pairwise_distance,
+    power_of_two,
+    similarities,
+)
 from .._core.reduce import mask, reduce
 from .._core.runs import in_chunks
 from .._core.sharding import is_sharded, unshard
@@ -287,9 +293,7 @@ def _normal(anchors: _Side, keys: _Side) -> tuple[_Side, _Side, Array]:
     fixed = jax.lax.stop_gradient(keys.rows)
     centre = safe_div(jnp.sum(fixed, axis=0), jnp.sum(keys.shown, dtype=fixed.dtype))
     moved = lambda side: jnp.where(side.shown[:, None], side.rows - centre[None], 0)
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(moved(keys))), initial=0)
-    power = jax.lax.reduce_precision(largest, jnp.finfo(largest.dtype).nexp, 0)  # of two
-    scale = jnp.where((power == 0) | ~jnp.isfinite(power), 1, power)
+    scale = power_of_two(moved(keys))
     over = lambda side: side._replace(rows=moved(side) / scale)
     return over(anchors), over(keys), scale
 
@@ -355,10 +359,7 @@ def _manhattan(x: Array, y: Array) -> Array:
     return jnp.sum(absolute(x[:, None] - y[None]), axis=-1)
 
 
-_HALVES = Draw(
-    "B", lambda _, shape, __: np.arange(shape[0], dtype=np.int32) * 2 // shape[0], "fixed"
-)
-_BATCH = dict(embeddings=draw_normal("B D"), labels=_HALVES)
+_BATCH = dict(embeddings=draw_normal("B D"), labels=draw_halves("B"))
 _COUPLED = {
     "microbatches": "partners come from the whole batch",
     "weight_two": "a sample of weight 0 still is a partner of others",

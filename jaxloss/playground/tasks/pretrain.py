@@ -28,7 +28,7 @@ def load(seed: int) -> Splits:
 def both(loss: Any, **options: Any) -> Any:
     """A loss of the two projections, row by row a pair; of `(total, terms)` the total."""
 
-    def call(prediction: Tree, target: Tree) -> Array:  # noqa: ARG001
+    def call(prediction: Tree, _: Tree) -> Array:
         out = loss(*prediction["projected"], **options)
         return out[0] if isinstance(out, tuple) else out
 
@@ -41,13 +41,13 @@ def sim_clr(prediction: Tree, target: Tree) -> Array:
     return jaxloss.nt_xent(rows, jnp.tile(jnp.arange(len(target)), 2), temperature=0.3)
 
 
-def sim_siam(prediction: Tree, target: Tree) -> Array:  # noqa: ARG001
+def sim_siam(prediction: Tree, _: Tree) -> Array:
     """Each view predicts the projection of the other, which stands still."""
     (a, b), (p, q) = prediction["projected"], prediction["predicted"]
     return (jaxloss.negative_cosine_loss(p, b) + jaxloss.negative_cosine_loss(q, a)) / 2
 
 
-def swav(prediction: Tree, target: Tree) -> Array:  # noqa: ARG001
+def swav(prediction: Tree, _: Tree) -> Array:
     """Each view predicts to which prototypes the other one is assigned."""
     return jaxloss.swav_loss(prediction["scores"], prediction["scores"])
 
