@@ -155,6 +155,7 @@ class _Trial:
 
     def call(self, arrays: Arrays, **options: Any) -> Any:
         ordered = [arrays[name] for name in self.case.arrays]  # jax sorts the keys of a dict
+        ordered = [*self.case.functions.values(), *ordered]
         out = self.loss(*ordered, **{**self.case.config, **options})
         return out[0] if self.stateful else out
 
@@ -463,8 +464,9 @@ def _abstract(t: _Trial) -> Iterator[str]:
 
 def _signature(t: _Trial) -> Iterator[str]:
     parameters = inspect.signature(t.loss).parameters
+    positional = [*t.case.functions, *t.case.arrays]
     for name, parameter in parameters.items():
-        array = name in t.case.arrays
+        array = name in positional
         if array != (parameter.kind is parameter.POSITIONAL_OR_KEYWORD):
             yield f"{name}: arrays are positional, everything else is keyword-only"
         if array and parameter.default is not parameter.empty:
@@ -472,7 +474,7 @@ def _signature(t: _Trial) -> Iterator[str]:
     tail = [name for name in parameters if name != "axis_name"][-3:]
     if tail != ["where", "weights", "reduction"]:
         yield f"the tail is where, weights, reduction; got {tail}"
-    if list(parameters)[: len(t.case.arrays)] != list(t.case.arrays):
+    if list(parameters)[: len(positional)] != positional:
         yield "the arrays of the case are not in the order of the signature"
 
 

@@ -122,13 +122,15 @@ def test_the_docstring_tells_formula_units_source_and_an_example(
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_annotations_hold_on_every_case(case: Case) -> None:
     typed: Callable[..., Any] = jaxtyped(typechecker=beartype)(inspect.unwrap(case.loss))
-    jax.eval_shape(lambda *a: typed(*a, **case.config), *case.draw().values())
+    functions = case.functions.values()
+    jax.eval_shape(lambda *a: typed(*functions, *a, **case.config), *case.draw().values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_can_be_exported(case: Case) -> None:
     arrays = tuple(case.draw().values())
-    exported = jax.export.export(jax.jit(lambda *a: case.loss(*a, **case.config)))(*arrays)
+    call = lambda *a: case.loss(*case.functions.values(), *a, **case.config)
+    exported = jax.export.export(jax.jit(call))(*arrays)
     assert exported.out_avals[0].shape == ()
 
 

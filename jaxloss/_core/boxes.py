@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .checks import check_array, check_float, check_same_shape, message, require
-from .numerics import safe_div, safe_log, widen
+from .numerics import power_of_two, safe_div, safe_log, widen
 from .reduce import mask
 from .typing import Where
 
@@ -119,13 +119,6 @@ def overlap(pair: Sides) -> Overlap:
 def _scale(pair: Sides) -> Array:
     """What brings the longest side of the enclosing box near 1, and rounds nothing."""
     return 1 / power_of_two(_longest(pair.hull))[..., None]
-
-
-def power_of_two(length: Array) -> Array:
-    """A power of two near each length, 1 for length 0: dividing by it rounds nothing."""
-    bits = int(jnp.finfo(length.dtype).nexp)
-    power = jax.lax.reduce_precision(jax.lax.stop_gradient(length), bits, 0)
-    return jnp.where(power == 0, 1, power)
 
 
 def _product(lengths: Array) -> Array:

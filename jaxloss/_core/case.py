@@ -51,6 +51,7 @@ class Case:
         minimum: Whether it is smallest there.
         coupled: Whether examples of a batch influence one another's units.
         without: Laws the loss cannot keep, each with its reason; a test confirms that they fail.
+        functions: Functions of the caller, such as a critic, that stand before the arrays.
     """
 
     loss: Callable[..., Any]
@@ -63,6 +64,7 @@ class Case:
     minimum: bool = False
     coupled: bool = False
     without: Mapping[str, str] = field(default_factory=dict)
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -88,6 +90,12 @@ def draw_normal(dims: str, *, scale: float = 1.0) -> Draw:
 def draw_uniform(dims: str, low: float, high: float, *, kind: Kind = "bounded") -> Draw:
     """A number between `low` and `high`."""
     return Draw(dims, lambda g, shape, _: g.uniform(low, high, shape), kind)
+
+
+def draw_log(dims: str, low: float, high: float, *, largest: float) -> Draw:
+    """A logarithm between `low` and `high`, and as far as float32 carries its exponential."""
+    ends = lambda x: (np.full_like(x, -largest), np.full_like(x, largest))
+    return Draw(dims, lambda g, shape, _: g.uniform(low, high, shape), "bounded", ends)
 
 
 def draw_counts(dims: str, *, high: int = 20) -> Draw:

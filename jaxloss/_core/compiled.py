@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import jax
+import numpy as np
 
 from .checks import message, naming
 
@@ -34,7 +35,8 @@ def compiled(*static: str, functions: Sequence[str] = ()) -> Callable[[F], F]:
     Numbers stay traced, so a new value does not compile again. Reductions that are pytrees (the
     parametrised ones) travel as they are: arrays inside them are traced, the rest is compared by
     value. Signature, help, types and errors are those of the plain function. A call that passes one
-    of the options named in `functions` runs as it stands, for the reason given at `uncompiled`.
+    of the options named in `functions` runs as it stands, for the reason given at `uncompiled`,
+    unless what it passes is a pytree of arrays, which travels like a reduction.
     """
 
     def decorate(loss: F) -> F:
@@ -50,7 +52,7 @@ def compiled(*static: str, functions: Sequence[str] = ()) -> Callable[[F], F]:
 
         @wraps(loss)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if any(kwargs.get(name) is not None for name in functions):
+            if any(not _is_tree(kwargs.get(name)) for name in functions):
                 return traced(*args, **kwargs)
             if "reduction" in kwargs:
                 kwargs["reduction"] = _carry(loss.__name__, kwargs["reduction"])
@@ -82,6 +84,12 @@ def uncompiled(loss: F) -> F:
 
     call.__dict__["jitted"] = None
     return cast(F, call)
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether a value is None or a pytree that holds nothing but arrays and numbers."""
+    numbers = (jax.Array, np.ndarray, np.generic, int, float)
+    return all(isinstance(leaf, numbers) for leaf in jax.tree.leaves(value))
 
 
 def _carry(name: str, reduction: Any) -> Any:

@@ -34,6 +34,7 @@ def prepare(
     where: Where | None = None,
     ignore_index: int | Array | None = None,
     first: str = "logits",
+    second: str = "labels",
     wide: bool = True,
 ) -> tuple[Array, Array, Array | None]:
     """Check, move classes last, fold `ignore_index` into `where`, mask and widen.
@@ -45,12 +46,12 @@ def prepare(
     """
     check_float(**{first: logits})
     check_min_rank(1, **{first: logits})
-    check_array(labels=labels)
+    check_array(**{second: labels})
     labels = jnp.asarray(labels)
     axis = check_axis(axis, logits.ndim)
     logits = jnp.moveaxis(logits, axis, -1)
     if is_integer(labels):
-        check_shape(logits.shape[:-1], labels=labels)
+        check_shape(logits.shape[:-1], **{second: labels})
         if labels.dtype.itemsize < 4:
             labels = labels.astype(jnp.int32)
         if ignore_index is not None:
@@ -62,7 +63,7 @@ def prepare(
             where = kept
         (labels,) = mask(where, labels)
         classes = logits.shape[-1]
-        require(lambda: valid(labels, classes), "labels", f"values in [0, {classes})", where)
+        require(lambda: valid(labels, classes), second, f"values in [0, {classes})", where)
         (logits,) = mask(where, logits)
         if wide:
             (logits,) = widen(logits)
@@ -71,12 +72,12 @@ def prepare(
     if ignore_index is not None:
         raise ValueError(message("ignore_index", "integer labels", f"dtype {labels.dtype}"))
     labels = jnp.moveaxis(labels, axis, -1) if labels.ndim == logits.ndim else labels
-    check_shape(logits.shape, labels=labels)
+    check_shape(logits.shape, **{second: labels})
     logits, labels = mask(where, logits, *widen(labels))
     if wide:
         logits, labels = widen(logits, labels)
-    require(lambda: jnp.abs(jnp.sum(labels, axis=-1) - 1) < 1e-3, "labels", "sums of 1", where)
-    require(lambda: labels >= 0, "labels", "values of at least 0", where)
+    require(lambda: jnp.abs(jnp.sum(labels, axis=-1) - 1) < 1e-3, second, "sums of 1", where)
+    require(lambda: labels >= 0, second, "values of at least 0", where)
     return logits, labels, where
 
 

@@ -54,6 +54,12 @@ def _divide_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tupl
 _divide.defjvp(_divide_jvp, symbolic_zeros=True)
 
 
+def standardized(error: Array, log_scale: Array) -> Array:
+    """Error / exp(log_scale); an error of 0 stays 0 however small the scale."""
+    largest = 0.99 * math.log(jnp.finfo(error.dtype).max)  # its exponential is finite
+    return error * jnp.exp(jnp.minimum(-log_scale, largest))
+
+
 def safe_sqrt(x: Array) -> Array:
     """Square root of x >= 0 whose gradient at 0 is 0."""
     zero = x == 0
@@ -101,6 +107,13 @@ def cosine(a: Array, b: Array) -> tuple[Array, Array]:
     return jnp.where(near, 1 - gap, dot), jnp.where(near, gap, 1 - dot)
 
 
+def power_of_two(length: Array) -> Array:
+    """A power of two near each length, 1 for 0: dividing by it rounds nothing."""
+    bits = int(jnp.finfo(length.dtype).nexp)
+    power = jax.lax.reduce_precision(jax.lax.stop_gradient(length), bits, 0)
+    return jnp.where(power == 0, 1, power)
+
+
 def xlogx(x: Array) -> Array:
     """X log x for x >= 0, with value 0 and gradient 0 at 0."""
     zero = x == 0
@@ -124,7 +137,8 @@ def expm1_excess(x: Array) -> Array:
     """exp(x) - 1 - x with every digit, also near 0, where it is x^2 / 2; derivative exp(x) - 1."""
     near = jnp.abs(x) < 0.5
     small = jnp.where(near, x, 0)
-    return jnp.where(near, small * small * horner(_EXCESS_OVER_SQUARE, small), jnp.expm1(x) - x)
+    series = _EXCESS_OVER_SQUARE[: 8 if x.dtype == jnp.float32 else 13]
+    return jnp.where(near, small * small * horner(series, small), jnp.expm1(x) - x)
 
 
 @expm1_excess.defjvp

@@ -19,6 +19,9 @@ from .typing import Where
 __all__ = ["negative_mask", "pairwise_cosine", "pairwise_distance", "positive_mask"]
 
 
+FEW_FEATURES = 8
+
+
 def similarities(x: Array, y: Array) -> Array:
     """Dot products in float32 or wider, `(n, d), (m, d) -> (n, m)`; only `y` is gathered."""
     dtype = jnp.float64 if jnp.float64 in (x.dtype, y.dtype) else jnp.float32
@@ -105,6 +108,21 @@ def _squared_distance(x: Array, y: Array) -> Array:
     sizes = jnp.sum(jnp.square(x), axis=1)[:, None] + jnp.sum(jnp.square(y), axis=1)[None]
     square = sizes - 2 * similarities(x, y)
     return jnp.where(square <= 8 * jnp.finfo(x.dtype).eps * sizes, 0, square)
+
+
+def squared_distances(x: Array, y: Array) -> Array:
+    """Squared distance of every row to every row, `(n, m)`, without an `n x m x features` array.
+
+    From the differences of up to `FEW_FEATURES` features, with every digit; else, faster, from
+    products, see `pairwise_distance`.
+    """
+    x, y = widen(x, y)
+    if not 0 < x.shape[1] <= FEW_FEATURES:
+        return _squared_distance(x, y)
+    y = unshard(y, 0)
+    start = 0 * (x[:, :1] + y[None, :, 0])  # varies over devices as the rows do
+    step = jax.checkpoint(lambda total, k: (total + (k[0][:, None] - k[1][None]) ** 2, None))
+    return jax.lax.scan(step, start, (x.T, y.T))[0]
 
 
 def _minkowski(x: Array, y: Array, p: float) -> Array:

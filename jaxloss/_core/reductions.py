@@ -25,6 +25,7 @@ __all__ = [
     "nonzero_mean",
     "normalized_sum",
     "ohem",
+    "per_list_mean",
     "segmented",
     "sequence_mean",
     "sequence_sum",
@@ -204,6 +205,17 @@ def mean_over_count(values: Array, weights: Array) -> Array:
     Array(3.5, dtype=float32)
     """
     return safe_div(jnp.sum(weights * values), jnp.sum(weights != 0, dtype=values.dtype))
+
+
+def per_list_mean(values: Array, weights: Array) -> Array:
+    """Mean over lists of the mean over a list's pairs (the last two axes); without pairs, none.
+
+    >>> per_list_mean(jnp.array([[[4.0, 1.0], [1.0, 9.0]]]), jnp.array([[[0.0, 1.0], [0.0, 1.0]]]))
+    Array(5., dtype=float32)
+    """
+    weight = jnp.sum(weights, axis=(-2, -1))
+    total = jnp.sum(weights * values, axis=(-2, -1))
+    return _over_sequences(safe_div(total, weight), weight)
 
 
 def sequence_mean(values: Array, weights: Array) -> Array:

@@ -119,6 +119,7 @@ def log1p_sum_exp(logits: Array, axis: int = -1, axis_name: Axis = None) -> Arra
     """
     top = jnp.max(jax.lax.stop_gradient(logits), axis=axis, initial=0, keepdims=True)
     top = top if axis_name is None else jax.lax.pmax(top, axis_name)
+    top = jnp.where(top == jnp.inf, 0, top)
     total = add_up(jnp.sum(jnp.exp(logits - top), axis=axis), axis_name)
     top = jnp.squeeze(top, axis)
     return top + jnp.log1p(total + jnp.expm1(-top))

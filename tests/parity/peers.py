@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ ON_TORCH = (
     "kornia",
     "focal_frequency_loss",
     "pytorch_metric_learning",
+    "auraloss",
     *NEED_TORCHVISION,
 )
 
@@ -77,6 +79,8 @@ def require_peer(peer: str) -> Any:
     package = peer.split(".")[0]
     if package in NEED_TORCHVISION:
         _declare_torchvision_operators()
+    if package == "rax":
+        _give_back_wraps()
     if os.environ.get("CI"):
         with warnings.catch_warnings():  # of what it imports; importorskip passes over them too
             warnings.simplefilter("ignore")
@@ -102,6 +106,12 @@ def _declare_torchvision_operators() -> None:
 _KEPT: list[Any] = []
 
 
+def _give_back_wraps() -> None:
+    """Let the transformations of rax run: they ask for `jax.util.wraps`, which newer jax lacks."""
+    if not hasattr(jax, "util"):
+        jax.util = SimpleNamespace(wraps=lambda function, **_: wraps(function))
+
+
 def peer(dotted: str) -> Callable[..., Any]:
     """The function of this name, imported when it is first called."""
 
@@ -115,7 +125,7 @@ def check(row: Row) -> None:
     """Compare value and gradient of a row on every shape and dtype."""
     require_peer(row.peer)
     run = _torch if row.peer.split(".")[0] in ON_TORCH else _numpy
-    if row.peer.startswith(("optax", "keras", "jax", "rlax", "ott")):
+    if row.peer.startswith(("optax", "keras", "jax", "rlax", "ott", "rax")):
         run = _jax
     tolerance = {**TOLERANCE, **(row.tolerance or {})}
     single = row.peer.startswith("keras")  # Keras casts what it is given to float32
