@@ -21,6 +21,7 @@ from .._core.regions import (
 )
 from .._core.sharding import one_hot
 from .._core.sigmoid import prepare_binary
+from .._core.sorting import first_place
 from .._core.typing import Reduction, Values, Where
 
 __all__ = ["lovasz_hinge_loss", "lovasz_softmax_loss"]
@@ -170,7 +171,7 @@ def _steps(errors: Array, hit: Array, kept: Array | None) -> Array:
     absent = jnp.where(first == 0, safe_div(jnp.ones_like(last), last), 0)
     others = jnp.where(total == 0, absent, others)
     steps = jnp.where(mine, safe_div(jnp.ones_like(a), total + first + 1), others)
-    return jnp.take_along_axis(steps, _search(ordered, keys), axis=axis, mode="clip")
+    return jnp.take_along_axis(steps, first_place(ordered, keys), axis=axis, mode="clip")
 
 
 def _keys(errors: Array, hit: Array, kept: Array | None) -> Array:
@@ -182,20 +183,6 @@ def _keys(errors: Array, hit: Array, kept: Array | None) -> Array:
     bits = jax.lax.bitcast_convert_type(jnp.where(errors > 0, errors, 0), integer)
     keys = ((bits + 1) << 1) | hit.astype(integer)
     return ~(keys if kept is None else jnp.where(kept, keys, 0))
-
-
-def _search(ordered: Array, keys: Array) -> Array:
-    """Where in its ascending row each key first stands, by bisection."""
-    count, axis = keys.shape[-1], keys.ndim - 1
-    bits = count.bit_length()
-
-    def halve(i: Array, found: Array) -> Array:
-        ahead = found + (1 << (bits - 1 - i))
-        index = jnp.minimum(ahead, count) - 1
-        seen = jnp.take_along_axis(ordered, index, axis=axis, mode="clip")
-        return jnp.where((ahead <= count) & (seen < keys), ahead, found)
-
-    return jax.lax.fori_loop(0, bits, halve, (keys & 0).astype(jnp.int32))
 
 
 _LABELS = dict(probs=draw_probs("B H W C"), labels=draw_labels("B H W"))
