@@ -22,11 +22,17 @@ from .losses.ctc import *
 from .losses.depth import *
 from .losses.depth_structure import *
 from .losses.detection import *
+from .losses.diffusion import *
+from .losses.diffusion_weights import *
 from .losses.distillation import *
 from .losses.divergences import *
 from .losses.dtw import *
+from .losses.flow_matching import *
 from .losses.focal import *
 from .losses.frequency import *
+from .losses.gan import *
+from .losses.gan_penalties import *
+from .losses.gan_variants import *
 from .losses.heatmaps import *
 from .losses.huber import *
 from .losses.image import *
@@ -56,6 +62,9 @@ from .losses.preference_variants import *
 from .losses.prototypes import *
 from .losses.proxies import *
 from .losses.quantiles import *
+from .losses.ranking_lambda import *
+from .losses.ranking_pairwise import *
+from .losses.ranking_pointwise import *
 from .losses.registration import *
 from .losses.regression import *
 from .losses.representation_statistics import *
@@ -63,6 +72,7 @@ from .losses.risk import *
 from .losses.robust import *
 from .losses.rotated_boxes import *
 from .losses.routing import *
+from .losses.score_matching import *
 from .losses.segmentation import *
 from .losses.segmentation_boundary import *
 from .losses.segmentation_compound import *
@@ -75,3 +85,9 @@ from .losses.ssim import *
 from .losses.tokens import *
 from .losses.transducer import *
 from .losses.triplets import *
+from .losses.variational import *
+from .training.accumulation import *
+from .training.composition import *
+from .training.penalties import *
+from .training.selectors import *
+from .training.statistics import *

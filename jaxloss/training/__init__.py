@@ -1,0 +1,1 @@
+"""What stands between losses and a training step: sums of terms, exact accumulation."""

@@ -1,0 +1,94 @@
+"""Which leaves of a pytree of parameters count: plain functions of a leaf's path and the leaf."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._core.checks import message
+from .._core.compiled import uncompiled
+
+__all__ = ["all_of", "any_of", "matrices_only", "not_", "path_matches"]
+
+Select = Callable[[str, Any], bool]
+
+
+def matrices_only(path: str, leaf: Any) -> bool:  # noqa: ARG001 (a selector is given both)
+    """Leaves of at least two axes: kernels and embeddings, neither biases nor scales.
+
+    >>> matrices_only("dense/kernel", jnp.ones((2, 3))), matrices_only("dense/bias", jnp.ones(3))
+    (True, False)
+    """
+    return jnp.ndim(leaf) > 1
+
+
+@uncompiled
+def path_matches(pattern: str) -> Select:
+    """Leaves whose path holds a match of a regular expression.
+
+    Args:
+        pattern: Searched for in the path, whose keys are joined by `/`: `"decoder/.*kernel"`.
+
+    Returns:
+        A selector.
+
+    Raises:
+        ValueError: The pattern is no regular expression.
+
+    >>> path_matches("kernel|embedding")("decoder/0/kernel", jnp.ones(3))
+    True
+    """
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError) as reason:
+        expected = "a regular expression"
+        raise ValueError(message("pattern", expected, f"{pattern!r} ({reason})")) from None
+    return lambda path, leaf: compiled.search(path) is not None  # noqa: ARG005
+
+
+def not_(select: Select) -> Select:
+    """Leaves that a selector leaves out.
+
+    >>> not_(matrices_only)("dense/bias", jnp.ones(3))
+    True
+    """
+    return lambda path, leaf: not select(path, leaf)
+
+
+def any_of(*selectors: Select) -> Select:
+    """Leaves that one of the selectors picks, or more of them.
+
+    >>> any_of(matrices_only, path_matches("bias"))("dense/bias", jnp.ones(3))
+    True
+    """
+    return lambda path, leaf: any(select(path, leaf) for select in selectors)
+
+
+def all_of(*selectors: Select) -> Select:
+    """Leaves that every one of the selectors picks.
+
+    >>> all_of(matrices_only, path_matches("bias"))("dense/bias", jnp.ones(3))
+    False
+    """
+    return lambda path, leaf: all(select(path, leaf) for select in selectors)
+
+
+def chosen(params: Any, select: Select | None, *others: Any) -> list[tuple[Array, ...]]:
+    """The floating leaves that `select` picks, each with its partners in trees of like structure.
+
+    All floating leaves without a selector.
+    """
+    if select is not None and not callable(select):
+        expected = "a function of (path, leaf)"
+        raise TypeError(message("select", expected, type(select).__name__))
+    partners = [jax.tree.leaves(other) for other in others]
+    found = []
+    for i, (keys, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        if (is_float or isinstance(leaf, float)) and (select is None or select(path, leaf)):
+            found.append(tuple(jnp.asarray(x) for x in (leaf, *(leaves[i] for leaves in partners))))
+    return found
