@@ -26,6 +26,8 @@ from .losses.diffusion import *
 from .losses.diffusion_weights import *
 from .losses.distillation import *
 from .losses.divergences import *
+from .losses.divergences_alpha import *
+from .losses.divergences_gaussian import *
 from .losses.dtw import *
 from .losses.flow_matching import *
 from .losses.focal import *
@@ -37,6 +39,7 @@ from .losses.heatmaps import *
 from .losses.huber import *
 from .losses.image import *
 from .losses.imbalance import *
+from .losses.kernels import *
 from .losses.keypoints import *
 from .losses.likelihoods import *
 from .losses.linear_heads import *
@@ -48,6 +51,7 @@ from .losses.metric_learning_distances import *
 from .losses.mining import *
 from .losses.multilabel import *
 from .losses.noisy_labels import *
+from .losses.output_penalties import *
 from .losses.pair_distances import *
 from .losses.perceptual import *
 from .losses.policy import *
@@ -82,8 +86,11 @@ from .losses.self_distillation import *
 from .losses.self_supervised import *
 from .losses.similarity import *
 from .losses.ssim import *
+from .losses.survival import *
+from .losses.survival_discrete import *
 from .losses.tokens import *
 from .losses.transducer import *
+from .losses.transport import *
 from .losses.triplets import *
 from .losses.variational import *
 from .training.accumulation import *

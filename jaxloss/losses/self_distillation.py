@@ -20,7 +20,8 @@ from .._core.compiled import compiled
 from .._core.moments import count_rows
 from .._core.numerics import numbers, safe_mul, unit_vectors, widen, xlogx
 from .._core.reduce import mask, reduce
-from .._core.softmax import RowNorm, neg_log_softmax, normalized, row_norm, safe_log_sum_exp
+from .._core.sinkhorn import check_iterations, largest_of_columns, log_sinkhorn
+from .._core.softmax import RowNorm, neg_log_softmax, normalized, row_norm
 from .._core.terms import Axis, Criterion, add_up, total
 from .._core.typing import Number, Reduction, Values, Where
 
@@ -223,7 +224,7 @@ def swav_loss(
     """
     student, teacher = _views(where, student_scores=student_scores, teacher_scores=teacher_scores)
     temperature, epsilon = numbers(student, temperature=temperature, epsilon=epsilon)
-    codes = _codes(teacher, epsilon, _positive(iterations), where, axis_name)
+    codes = _codes(teacher, epsilon, check_iterations(iterations), where, axis_name)
     values = _mean_over_pairs(codes, student / temperature)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
@@ -299,7 +300,7 @@ def msn_loss(
     cosines = lambda x: jnp.einsum("...bd,kd->...bk", x, prototypes, precision="highest")
     aims = jax.lax.stop_gradient(cosines(targets) / (temperature * sharpen))
     aims = jax.nn.log_softmax(aims, axis=-1)
-    if _count(iterations):
+    if check_iterations(iterations, 0):
         aims = _codes(aims, jnp.ones_like(temperature), iterations, where, axis_name)
     else:
         aims = jnp.exp(aims)
@@ -362,7 +363,7 @@ def sinkhorn_knopp(
         check_shape(scores.shape[:1], where=where)
     (scores,) = mask(where, *widen(scores))
     (epsilon,) = numbers(scores, epsilon=epsilon)
-    return _codes(scores, epsilon, _positive(iterations), where, axis_name)
+    return _codes(scores, epsilon, check_iterations(iterations), where, axis_name)
 
 
 def _codes(
@@ -370,39 +371,11 @@ def _codes(
 ) -> Array:
     """Balanced codes of the last two axes; hidden rows hold numbers and get code 0."""
     scores, epsilon = jax.lax.stop_gradient((scores, epsilon))
-    kept = None if where is None else jnp.asarray(where)[:, None]
-
-    def largest(x: Array) -> Array:
-        x = x if kept is None else jnp.where(kept, x, -jnp.inf)
-        top = jnp.max(x, axis=-2, keepdims=True, initial=-jnp.inf)
-        top = top if axis_name is None else jax.lax.pmax(top, axis_name)
-        return jnp.where(jnp.isfinite(top), top, 0)
-
-    def column(x: Array) -> Array:
-        """Logarithms of the sums of the columns, and 0 of an empty one."""
-        top = largest(x)
-        powers = jnp.exp(x - top)
-        powers = powers if kept is None else jnp.where(kept, powers, 0)
-        sums = add_up(jnp.sum(powers, axis=-2, keepdims=True), axis_name)
-        return jnp.log(jnp.where(sums == 0, 1, sums)) + top
-
+    rows = None if where is None else jnp.broadcast_to(where, scores.shape[:-1])
     # What a column has in common goes away in the first step; taken off before the division it
     # costs no digits.
-    x = (scores - largest(scores)) / epsilon
-    again = lambda _, total: column(x - safe_log_sum_exp(x - total)[..., None])
-    codes = jax.nn.softmax(x - jax.lax.fori_loop(1, iterations, again, column(x)), axis=-1)
-    return codes if kept is None else jnp.where(kept, codes, 0)
-
-
-def _count(iterations: int, least: int = 0) -> int:
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < least:
-        expected = f"an integer of at least {least}"
-        raise ValueError(message("iterations", expected, repr(iterations)))
-    return iterations
-
-
-def _positive(iterations: int) -> int:
-    return _count(iterations, 1)
+    scores = scores - largest_of_columns(scores, rows, axis_name)
+    return jnp.exp(log_sinkhorn(scores / epsilon, iterations, rows=rows, axis_name=axis_name))
 
 
 @jax.custom_jvp
