@@ -84,7 +84,9 @@ from .losses.segmentation_lovasz import *
 from .losses.segmentation_masks import *
 from .losses.self_distillation import *
 from .losses.self_supervised import *
+from .losses.separation import *
 from .losses.similarity import *
+from .losses.spectral import *
 from .losses.ssim import *
 from .losses.survival import *
 from .losses.survival_discrete import *
@@ -93,6 +95,7 @@ from .losses.transducer import *
 from .losses.transport import *
 from .losses.triplets import *
 from .losses.variational import *
+from .losses.waveforms import *
 from .training.accumulation import *
 from .training.composition import *
 from .training.penalties import *

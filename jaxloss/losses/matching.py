@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer, Shaped
 
+from .._core.assignment import UNMATCHED, argmax, indices, match_columns
 from .._core.boxes import area, ciou, giou, intersection, to_corners, to_distances
 from .._core.case import Case
 from .._core.checks import (
@@ -40,7 +41,7 @@ __all__ = [
 
 Boxes = Shaped[Array, "t 4"]
 Exists = Bool[Array, " t"]
-NEGATIVE, IGNORED = -1, -2
+NEGATIVE, IGNORED = UNMATCHED, -2
 
 
 @compiled("force_match", "reassign")
@@ -97,7 +98,7 @@ def max_iou_assign(
     iou = safe_div(both, area(anchors)[:, None] + area(boxes)[None] - both)  # (n, t)
     # Computed once: a second computation of the best overlap could differ in its last digit.
     iou = jax.lax.optimization_barrier(jnp.where(exists[None], iou, -1))
-    best, index = jnp.max(iou, axis=1), _argmax(iou, axis=1)
+    best, index = jnp.max(iou, axis=1), argmax(iou, axis=1)
     matched = jnp.where(best >= positive, index, jnp.where(best < negative, NEGATIVE, IGNORED))
     if not force_match:
         return matched
@@ -105,8 +106,8 @@ def max_iou_assign(
     forced = (iou == record) & (record > 0)
     if not reassign:
         return jnp.where(jnp.any(forced, axis=1), index, matched)
-    forced &= jnp.arange(iou.shape[0])[:, None] == _argmax(iou, axis=0)[None]
-    last = jnp.max(jnp.where(forced, _count(iou.shape[1])[None], -1), axis=1)
+    forced &= jnp.arange(iou.shape[0])[:, None] == argmax(iou, axis=0)[None]
+    last = jnp.max(jnp.where(forced, indices(iou.shape[1])[None], -1), axis=1)
     return jnp.where(last >= 0, last, matched)
 
 
@@ -182,7 +183,7 @@ def task_aligned_assign(
     metric = jnp.where(inside & (metric > 0), metric, 0)
     overlap, metric = jax.lax.optimization_barrier((overlap, metric))
     chosen = _largest(metric, k)
-    nearest = _argmax(jnp.where(inside, overlap, -1), axis=0)
+    nearest = argmax(jnp.where(inside, overlap, -1), axis=0)
     several = jnp.sum(chosen, axis=0) > 1
     chosen = jnp.where(several[None], one_hot(nearest, boxes.shape[0]).T, chosen)
     if k2 is not None:
@@ -260,7 +261,7 @@ def fcos_assign(
     fits &= (reach >= lookup(low, levels)[:, None]) & (reach <= lookup(high, levels)[:, None])
     fits &= valid(levels, len(ranges))[:, None]
     size = jnp.where(fits, area(boxes)[None], jnp.inf)
-    return jnp.where(jnp.any(fits, axis=1), _argmax(-size, axis=1), NEGATIVE)
+    return jnp.where(jnp.any(fits, axis=1), argmax(-size, axis=1), NEGATIVE)
 
 
 @compiled()
@@ -353,72 +354,8 @@ def hungarian_match(
     """
     check_float(cost=cost)
     _check_rows(None, cost=cost)
-    n, m = cost.shape
     (cost,) = jax.lax.stop_gradient(widen(cost))
-    exists = _exists(where, m)
-    if not n * m:
-        return jnp.full(m, NEGATIVE, jnp.int32)
-    known = exists[None] & jnp.isfinite(cost)
-    high = jnp.max(jnp.where(known, cost, -jnp.inf))
-    low = jnp.min(jnp.where(known, cost, jnp.inf))
-    # Dearer than any detour through known costs, and no larger than that: float32 has 24 bits.
-    gap = jnp.where(high > low, (m + 1) * (high - low), jnp.maximum(absolute(high), 1))
-    dear = jnp.where(high >= low, high + gap, 1)
-    rows = jnp.where(known, cost, dear).T  # (m, n): every target looks for a column
-    rows = jnp.concatenate([rows, jnp.broadcast_to(dear, (m, max(m - n, 0)))], axis=1)
-    hit = _shortest_paths(rows, exists)[None, :n] == _count(m)[:, None]  # (m, n)
-    return jnp.where(jnp.any(hit, axis=1), _argmax(hit, axis=1), NEGATIVE)
-
-
-def _shortest_paths(rows: Array, exists: Array) -> Array:
-    """The row that owns each column in the cheapest matching of all existing rows.
-
-    Rows come one by one. Each grows the tree of cheapest detours over owned columns (Dijkstra, with
-    prices that keep all lengths at least 0) until it meets a free one, then owners move along it.
-    """
-    m, n = rows.shape
-    columns = _count(n)
-    none = -(rows[0] < jnp.inf).astype(jnp.int32)  # -1, mapped and sharded as the costs are
-
-    def enter(state: Any, entry: Any) -> Any:
-        price, owner = state
-        target, row, kept = entry
-        target = target + none[0] + 1
-
-        def grow(tree: Any) -> Any:
-            column, row, offset, length, before, seen, _ = tree
-            through = offset + row - price
-            shorter = ~seen & (through < length)
-            length = jnp.where(shorter, through, length)
-            before = jnp.where(shorter, column, before)
-            column = _argmax(jnp.where(seen, -jnp.inf, -length), axis=0)
-            seen |= columns == column
-            row = rows[owner[column]]
-            offset = length[column] - (row[column] - price[column])
-            return column, row, offset, length, before, seen, owner[column] < 0
-
-        def move(path: Any) -> Any:
-            column, owner = path
-            source = before[column]
-            heir = jnp.where(source < 0, target, owner[source])
-            return source, jnp.where(columns == column, heir, owner)
-
-        begin = none[0], row, 0 * row[0], jnp.inf - 0 * row, none, none >= 0, ~kept
-        end, _, _, length, before, seen, _ = jax.lax.while_loop(lambda t: ~t[-1], grow, begin)
-        price = jnp.where(seen, price + length - length[end], price)
-        path = jnp.where(kept, end, -1), owner
-        return (price, jax.lax.while_loop(lambda p: p[0] >= 0, move, path)[1]), None
-
-    return jax.lax.scan(enter, (0 * rows[0], none), (_count(m), rows, exists))[0][1]
-
-
-def _count(n: int) -> Array:
-    return jnp.arange(n, dtype=jnp.int32)
-
-
-def _argmax(x: Array, axis: int) -> Array:
-    """The first of the largest, int32 in any mode."""
-    return jax.lax.argmax(x, axis, jnp.int32)
+    return match_columns(cost, _exists(where, cost.shape[1]))
 
 
 def _largest(metric: Array, k: int) -> Array:
@@ -427,7 +364,7 @@ def _largest(metric: Array, k: int) -> Array:
     One after the other: `top_k` would gather a batch that is sharded.
     """
     count = metric.shape[1]
-    place = _count(count)[None]
+    place = indices(count)[None]
 
     def step(_: Any, found: tuple[Array, Array]) -> tuple[Array, Array]:
         last, at = found
@@ -466,7 +403,7 @@ def _targets(
     chosen: Array, score: Array, boxes: Array, labels: Array, scores: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Targets of every point from the pairs `(t, p)` that are left and their scores `(p,)`."""
-    foreground, index = jnp.any(chosen, axis=0), _argmax(chosen, axis=0)
+    foreground, index = jnp.any(chosen, axis=0), argmax(chosen, axis=0)
     target_boxes = jnp.where(foreground[:, None], boxes[index], 0)
     hit = one_hot(labels[index], scores.shape[1]) & foreground[:, None]
     target_scores = jnp.where(hit | jnp.isnan(score)[:, None], score[:, None], 0)
