@@ -18,6 +18,7 @@ from .losses.boxes import *
 from .losses.classification import *
 from .losses.contrastive import *
 from .losses.contrastive_variants import *
+from .losses.crps import *
 from .losses.ctc import *
 from .losses.depth import *
 from .losses.depth_structure import *
@@ -29,6 +30,7 @@ from .losses.divergences import *
 from .losses.divergences_alpha import *
 from .losses.divergences_gaussian import *
 from .losses.dtw import *
+from .losses.evidential import *
 from .losses.flow_matching import *
 from .losses.focal import *
 from .losses.frequency import *
@@ -42,6 +44,8 @@ from .losses.imbalance import *
 from .losses.kernels import *
 from .losses.keypoints import *
 from .losses.likelihoods import *
+from .losses.likelihoods_counts import *
+from .losses.likelihoods_positive import *
 from .losses.linear_heads import *
 from .losses.margins import *
 from .losses.matching import *
@@ -49,6 +53,7 @@ from .losses.memory_queue import *
 from .losses.metric_learning import *
 from .losses.metric_learning_distances import *
 from .losses.mining import *
+from .losses.mixtures import *
 from .losses.multilabel import *
 from .losses.noisy_labels import *
 from .losses.output_penalties import *
@@ -67,8 +72,11 @@ from .losses.prototypes import *
 from .losses.proxies import *
 from .losses.quantiles import *
 from .losses.ranking_lambda import *
+from .losses.ranking_listwise import *
 from .losses.ranking_pairwise import *
 from .losses.ranking_pointwise import *
+from .losses.ranking_smooth import *
+from .losses.recommendation import *
 from .losses.registration import *
 from .losses.regression import *
 from .losses.representation_statistics import *
@@ -77,6 +85,7 @@ from .losses.robust import *
 from .losses.rotated_boxes import *
 from .losses.routing import *
 from .losses.score_matching import *
+from .losses.scoring_rules import *
 from .losses.segmentation import *
 from .losses.segmentation_boundary import *
 from .losses.segmentation_compound import *

@@ -14,7 +14,9 @@ from scipy import integrate, stats
 from jaxloss import checked
 from jaxloss.losses.likelihoods import (
     gaussian_nll_loss,
+    gaussian_variance_nll_loss,
     laplace_nll_loss,
+    multivariate_gaussian_nll_loss,
     poisson_nll_loss,
     student_t_nll_loss,
 )
@@ -293,3 +295,69 @@ def test_an_error_of_any_size_is_finite_under_student():
 def test_checked_names_degrees_of_freedom_that_are_not_positive():
     with pytest.raises(ValueError, match="student_t_nll_loss: df"):
         checked(student_t_nll_loss)(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1), df=0.0)
+
+
+# A variance itself, and covariances
+
+
+def test_below_the_floor_no_gradient_reaches_the_variance():
+    # torch's clamp stands outside its graph: its gradient there is about -5e11.
+    variance = jnp.array([1e-9, 0.0, -1.0, 0.5])
+    value, slopes = jax.value_and_grad(
+        lambda m, v: gaussian_variance_nll_loss(m, v, jnp.zeros(4), reduction="sum"), (0, 1)
+    )(jnp.ones(4), variance)
+    assert np.isfinite(value)
+    np.testing.assert_array_equal(slopes[1], [0, 0, 0, 0.5 * (1 / 0.5 - 1 / 0.25)])
+    np.testing.assert_allclose(slopes[0], [1e6, 1e6, 1e6, 2], rtol=1e-6)
+
+
+def test_a_variance_and_its_logarithm_cost_the_same():
+    mean, log_var, target = (jnp.asarray(x, jnp.float32) for x in (LOC, LOG_SCALE / 4, TARGET))
+    for options in ({}, dict(full=True), dict(beta=0.5)):
+        ours = gaussian_variance_nll_loss(
+            mean, jnp.exp(log_var), target, min_variance=1e-12, reduction="none", **options
+        )
+        expected = gaussian_nll_loss(mean, log_var, target, reduction="none", **options)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_value_and_slopes_of_a_variance_match_fifty_digits():
+    exact = lambda m, v, y: (mp.log(v) + (y - m) ** 2 / v) / 2
+    off = units_off(
+        lambda *a, **tail: gaussian_variance_nll_loss(*a, min_variance=1e-30, **tail),
+        exact,
+        LOC,
+        np.exp(LOG_SCALE),
+        TARGET,
+    )
+    assert max(worst for worst, _ in off.values()) <= 4, off
+
+
+def test_a_nan_variance_is_not_hidden_by_the_floor():
+    assert np.isnan(gaussian_variance_nll_loss(jnp.zeros(1), jnp.array([jnp.nan]), jnp.zeros(1)))
+
+
+def test_a_diagonal_covariance_is_a_sum_of_gaussians():
+    mean, scale, target = (GENERATOR.normal(size=(5, 3)).astype(np.float32) for _ in range(3))
+    scale = np.exp(scale)
+    factor = scale[..., None] * np.eye(3, dtype=np.float32)
+    expected = gaussian_nll_loss(mean, 2 * np.log(scale), target, full=True, reduction="none")
+    got = multivariate_gaussian_nll_loss(mean, factor, target, reduction="none")
+    np.testing.assert_allclose(got, expected.sum(-1), rtol=1e-5)
+
+
+def test_what_stands_above_the_diagonal_is_ignored():
+    factor = jnp.array([[1.0, jnp.nan], [0.5, 2.0]])
+    value, slope = jax.value_and_grad(multivariate_gaussian_nll_loss, 1)(
+        jnp.zeros(2), factor, jnp.ones(2)
+    )
+    assert value == multivariate_gaussian_nll_loss(jnp.zeros(2), jnp.tril(factor), jnp.ones(2))
+    assert slope[0, 1] == 0
+    assert np.all(np.isfinite(slope))
+
+
+def test_checked_names_a_diagonal_that_is_not_positive():
+    with pytest.raises(ValueError, match="multivariate_gaussian_nll_loss: scale_tril"):
+        checked(multivariate_gaussian_nll_loss)(jnp.zeros(2), -jnp.eye(2), jnp.zeros(2))
+    with pytest.raises(ValueError, match="gaussian_variance_nll_loss: min_variance"):
+        checked(gaussian_variance_nll_loss)(*[jnp.ones(1)] * 3, min_variance=0.0)

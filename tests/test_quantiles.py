@@ -12,10 +12,13 @@ from oracle import units_off
 from scipy import stats
 
 from jaxloss import checked
+from jaxloss.losses.huber import huber_loss
 from jaxloss.losses.quantiles import (
     epsilon_insensitive_loss,
     expectile_loss,
     multi_quantile_loss,
+    quantile_crossing_penalty,
+    quantile_huber_loss,
     quantile_loss,
     squared_epsilon_insensitive_loss,
 )
@@ -30,10 +33,17 @@ PAIRS = [pair for pair in zip(PRED, TARGET, strict=True) if pair[0] != pair[1]]
 Q, EPSILON = (mp.mpf(float(np.float32(x))) for x in (0.8, 0.35))
 
 
+def rounded(p, t):
+    size = abs(t - p)
+    tip = size**2 / (2 * EPSILON) if size <= EPSILON else size - EPSILON / 2
+    return abs(Q - (p > t)) * tip
+
+
 @pytest.mark.parametrize(
     ("loss", "exact", "options"),
     [
         (quantile_loss, lambda p, t: max(Q * (t - p), (Q - 1) * (t - p)), dict(quantile=0.8)),
+        (quantile_huber_loss, rounded, dict(quantile=0.8, delta=0.35)),
         (expectile_loss, lambda p, t: abs(Q - (p > t)) * (p - t) ** 2, dict(expectile=0.8)),
         (
             epsilon_insensitive_loss,
@@ -137,6 +147,46 @@ def test_several_quantiles_cost_the_mean_of_each():
     np.testing.assert_allclose(together, np.mean(each, axis=0), rtol=1e-6)
 
 
+@settings(deadline=None)
+@given(NUMBERS, NUMBERS, LEVELS)
+def test_the_rounded_pinball_is_weighted_huber_and_tends_to_the_pinball(pred, target, level):
+    part = lambda loss, **options: loss(pred, target, reduction="none", **options)
+    plain = part(quantile_loss, quantile=level)
+    for delta in (0.0, 1e-6):
+        got = part(quantile_huber_loss, quantile=level, delta=delta)
+        np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-6)
+    middle = part(quantile_huber_loss, quantile=0.5, delta=2.0)
+    np.testing.assert_allclose(middle, part(huber_loss, delta=2.0) / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-30, 0.5])
+def test_the_tip_of_the_rounded_pinball_has_no_slope_and_all_its_slopes_are_finite(delta):
+    pred = jnp.array([0.0, 1e-10, -3.0, 1e25])
+    slopes = jax.grad(
+        lambda p, t, d: quantile_huber_loss(p, t, quantile=0.3, delta=d, reduction="sum"), (0, 1, 2)
+    )(pred, jnp.zeros(4), jnp.float32(delta))
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+    assert slopes[0][0] == slopes[1][0] == 0
+    np.testing.assert_allclose(slopes[0][2:], [-0.3, 0.7], rtol=1e-6)
+
+
+def test_quantiles_in_order_cost_nothing_and_crossed_ones_their_overlap():
+    ordered = jnp.array([[0.0, 1.0, 1.0], [3.0, 2.0, 4.0], [5.0, 4.0, 1.0]])
+    got = quantile_crossing_penalty(ordered, reduction="none")
+    np.testing.assert_array_equal(got, [0, 0.5, 2])
+    with_margin = quantile_crossing_penalty(ordered, margin=0.5, reduction="none")
+    np.testing.assert_array_equal(with_margin, [0.25, 0.75, 2.5])
+    slope = jax.grad(quantile_crossing_penalty)(ordered)
+    np.testing.assert_array_equal(6 * slope, [[0, 0, 0], [1, -1, 0], [1, 0, -1]])
+    assert quantile_crossing_penalty(jnp.ones((2, 1)), margin=1.0) == 0
+
+
+def test_a_masked_row_of_quantiles_costs_nothing_under_a_margin():
+    pred, where = jnp.array([[0.0, 1.0], [jnp.nan, 0.0]]), jnp.array([True, False])
+    got = quantile_crossing_penalty(pred, margin=2.0, where=where, reduction="none")
+    np.testing.assert_array_equal(got, [1, 0])
+
+
 @pytest.mark.parametrize(
     ("shapes", "text"),
     [
@@ -185,6 +235,8 @@ def test_inside_the_tube_and_on_its_border_nothing_pulls(loss):
     ("loss", "options"),
     [
         (quantile_loss, dict(quantile=1.5)),
+        (quantile_huber_loss, dict(quantile=-0.5)),
+        (quantile_huber_loss, dict(delta=-1.0)),
         (expectile_loss, dict(expectile=-0.5)),
         (epsilon_insensitive_loss, dict(epsilon=-1.0)),
         (squared_epsilon_insensitive_loss, dict(epsilon=-1.0)),
@@ -194,5 +246,7 @@ def test_checked_names_a_parameter_out_of_range(loss, options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{loss.__name__}: {name}"):
         checked(loss)(jnp.ones(2), jnp.zeros(2), **options)
+    with pytest.raises(ValueError, match="quantile_crossing_penalty: margin"):
+        checked(quantile_crossing_penalty)(jnp.ones((2, 2)), margin=-1.0)
     with pytest.raises(ValueError, match="multi_quantile_loss: quantiles"):
         checked(multi_quantile_loss)(jnp.ones((2, 1)), jnp.zeros(2), jnp.array([1.5]))

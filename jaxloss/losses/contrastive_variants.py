@@ -130,6 +130,9 @@ def negative_mises_fisher_weights(
         where: Bool array of the pairs that the mean is over.
         axis_name: Mapped axes over which the mean is taken.
 
+    Returns:
+        Float32 weights `(n,)`.
+
     Reference:
         Yeh et al., Decoupled Contrastive Learning, ECCV 2022. Equals lightly's function of this
         name.

@@ -271,6 +271,9 @@ def depth_to_normals(
         intrinsics: Matrix $K$ of the camera, `3 3` or one for each image; upper triangular, in
             pixels. The first pixel is at (0, 0).
 
+    Returns:
+        Float32 vectors of length 1 or 0.
+
     >>> wall = jnp.full((1, 2, 2), 3.0)
     >>> depth_to_normals(wall, jnp.eye(3))[0, 0, 0]
     Array([ 0.,  0., -1.], dtype=float32)

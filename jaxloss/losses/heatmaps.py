@@ -65,6 +65,9 @@ def draw_gaussian_heatmap(
         subpixel: Whether the Gaussian stands at the joint itself, where perhaps no cell reaches 1,
             rather than at its nearest cell.
 
+    Returns:
+        Float32 heights in [0, 1].
+
     >>> draw_gaussian_heatmap(jnp.array([[1.2, 0.0]]), 1.0, shape=(1, 3))[0, :, 0]
     Array([0.60653067, 1.        , 0.60653067], dtype=float32)
     """

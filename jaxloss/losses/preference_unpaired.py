@@ -154,6 +154,9 @@ def kto_reference_kl(
 def bco_init() -> Array:
     """The state of `bco_loss` before any batch: a sum of rewards and a count.
 
+    Returns:
+        Float32 zeros `(2,)`.
+
     >>> bco_init()
     Array([0., 0.], dtype=float32)
     """

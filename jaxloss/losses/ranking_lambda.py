@@ -64,6 +64,9 @@ def dcg_pair_weight(
         num_segments: Number of lists in a row; needed with `segments`.
         where: Bool array `[..., L]`; a hidden item has no rank and weight 0.
 
+    Returns:
+        Float32 weights `[..., L, L]`, 0 between items of two lists.
+
     >>> scores, relevance = jnp.array([2.0, 1.0]), jnp.array([0, 1])
     >>> dcg_pair_weight(scores, relevance)[1, 0]  # 1 - 1 / log2(3)
     Array(0.36907023, dtype=float32)
@@ -103,6 +106,9 @@ def dcg2_pair_weight(
         num_segments: Number of lists in a row; needed with `segments`.
         where: Bool array `[..., L]`; a hidden item has no rank and weight 0.
 
+    Returns:
+        Float32 weights `[..., L, L]`, 0 between items of two lists.
+
     >>> scores, relevance = jnp.array([2.0, 1.0]), jnp.array([0, 1])
     >>> dcg2_pair_weight(scores, relevance)[1, 0]  # neighbours: 1 - 1 / log2(3) too
     Array(0.36907023, dtype=float32)
@@ -132,6 +138,9 @@ def label_difference_pair_weight(
         segments: Which of several packed lists each item belongs to, integers `[..., L]`.
         num_segments: Number of lists in a row; needed with `segments`.
         where: Bool array `[..., L]`; a hidden item has weight 0.
+
+    Returns:
+        Float32 weights `[..., L, L]`, 0 between items of two lists.
 
     >>> label_difference_pair_weight(jnp.zeros(2), jnp.array([3, 1]))[0]
     Array([0., 2.], dtype=float32)
@@ -165,6 +174,9 @@ def mrr_pair_weight(
         num_segments: Number of lists in a row; needed with `segments`.
         where: Bool array `[..., L]`; a hidden item has no rank and weight 0.
 
+    Returns:
+        Float32 weights `[..., L, L]`, 0 between items of two lists.
+
     >>> mrr_pair_weight(jnp.array([2.0, 1.0]), jnp.array([0, 1]))[1]
     Array([0.5, 0. ], dtype=float32)
     """
@@ -196,6 +208,9 @@ def precision_pair_weight(
         segments: Which of several packed lists each item belongs to, integers `[..., L]`.
         num_segments: Number of lists in a row; needed with `segments`.
         where: Bool array `[..., L]`; a hidden item has no rank and weight 0.
+
+    Returns:
+        Float32 weights `[..., L, L]`, 0 between items of two lists.
 
     Raises:
         ValueError: `top_n` is None: the precision of a whole list never changes.

@@ -11,7 +11,7 @@ from .._core.checks import check_array, check_float, check_min_rank, check_same_
 from .._core.compiled import compiled, uncompiled
 from .._core.numerics import expm1, numbers, safe_log, widen
 from .._core.reduce import mask, reduce
-from .._core.terms import Criterion
+from .._core.terms import Criterion, logged
 from .._core.typing import Number, Reduction, Values, Where
 
 __all__ = [
@@ -65,7 +65,8 @@ def elbo_loss(
     (beta,) = numbers(kl, beta=beta)
     reduced = lambda values: reduce(values, where=where, weights=weights, reduction=reduction)
     terms = dict(reconstruction=reduced(reconstruction), kl=reduced(kl))
-    return reduced(reconstruction + beta * kl), jax.lax.stop_gradient(terms)
+    parts = lambda: terms | dict(kl=reduced(beta * kl))
+    return reduced(reconstruction + beta * kl), logged(terms, parts)
 
 
 @uncompiled

@@ -8,13 +8,14 @@ import importlib
 import math
 import os
 import pkgutil
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -81,6 +82,8 @@ def require_peer(peer: str) -> Any:
         _declare_torchvision_operators()
     if package == "rax":
         _give_back_wraps()
+    if package == "rlax":
+        _stand_in_for_distrax()
     if os.environ.get("CI"):
         with warnings.catch_warnings():  # of what it imports; importorskip passes over them too
             warnings.simplefilter("ignore")
@@ -112,6 +115,24 @@ def _give_back_wraps() -> None:
         jax.util = SimpleNamespace(wraps=lambda function, **_: wraps(function))
 
 
+class _Absent(ModuleType):
+    """Stands for a module that is imported, and not needed by what is compared here."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
+def _stand_in_for_distrax() -> None:
+    """Let rlax be imported: TensorFlow Probability, which distrax needs, rejects recent jax."""
+    if "rlax" not in sys.modules and "distrax" not in sys.modules:
+        sys.modules["distrax"] = _Absent("distrax")
+        with suppress(ImportError):  # then `require_peer` says what is missing
+            importlib.import_module("rlax")
+        del sys.modules["distrax"]
+
+
 def peer(dotted: str) -> Callable[..., Any]:
     """The function of this name, imported when it is first called."""
 
@@ -126,6 +147,8 @@ def check(row: Row) -> None:
     require_peer(row.peer)
     run = _torch if row.peer.split(".")[0] in ON_TORCH else _numpy
     if row.peer.startswith(("optax", "keras", "jax", "rlax", "ott", "rax")):
+        run = _jax
+    if row.peer.startswith("scoringrules") and row.differentiate:  # it runs on jax too
         run = _jax
     tolerance = {**TOLERANCE, **(row.tolerance or {})}
     single = row.peer.startswith("keras")  # Keras casts what it is given to float32
