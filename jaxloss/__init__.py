@@ -107,6 +107,16 @@ from .losses.variational import *
 from .losses.waveforms import *
 from .training.accumulation import *
 from .training.composition import *
+from .training.custom import *
+from .training.explanation import *
+from .training.glue import *
+from .training.gradient_surgery import *
+from .training.loss_scaling import *
+from .training.multitask import *
+from .training.multitask_more import *
 from .training.penalties import *
+from .training.penalties_matrices import *
+from .training.per_example import *
+from .training.scales import *
 from .training.selectors import *
 from .training.statistics import *

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from . import criteria, losses
+from . import criteria, losses, training
 from ._core.case import (
     Case,
     Draw,
@@ -73,7 +73,7 @@ def all_cases() -> list[Case]:
     """The cases of every loss in jaxloss, found by looking into its modules."""
     found = [
         importlib.import_module(f"{package.__name__}.{info.name}")
-        for package in (losses, criteria)
+        for package in (losses, criteria, training)
         for info in pkgutil.iter_modules(package.__path__)
     ]
     return [case for module in found for case in getattr(module, "CASES", ())]

@@ -18,12 +18,12 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 import jaxloss
-from jaxloss import criteria, losses
+from jaxloss import criteria, losses, training
 from jaxloss.testing import Case, all_cases
 
 FAMILIES = [
     importlib.import_module(f"{package.__name__}.{info.name}")
-    for package in (losses, criteria)
+    for package in (losses, criteria, training)
     for info in pkgutil.iter_modules(package.__path__)
 ]
 CASES = all_cases()
@@ -34,8 +34,16 @@ LOSSES = [
     if callable(getattr(family, name))
     and "reduction" in inspect.signature(getattr(family, name)).parameters
 ]
+HELPERS = [
+    (family, name)
+    for family in FAMILIES
+    for name in family.__all__
+    if inspect.isfunction(getattr(family, name)) and (family, name) not in LOSSES
+]
 SOURCES = sorted(Path(jaxloss.__file__).parent.rglob("*.py"))
-FLOORS = [path for path in SOURCES if path.parent.name in {"losses", "criteria", "_core"}]
+FLOORS = [
+    path for path in SOURCES if path.parent.name in {"losses", "criteria", "training", "_core"}
+]
 
 
 def ids(value: Any) -> str:
@@ -47,7 +55,6 @@ def test_a_family_lists_its_public_names_in_order_and_the_package_exports_them(
     family: ModuleType,
 ) -> None:
     assert list(family.__all__) == sorted(family.__all__)
-    assert isinstance(family.CASES, tuple)
     public = {
         name
         for name, value in vars(family).items()
@@ -66,7 +73,7 @@ def test_no_two_families_use_one_name() -> None:
 
 @pytest.mark.parametrize(("family", "name"), LOSSES, ids=ids)
 def test_every_loss_has_a_case(family: ModuleType, name: str) -> None:
-    covered = {case.loss for case in family.CASES}
+    covered = {case.loss for case in getattr(family, "CASES", ())}
     assert getattr(family, name) in covered, f"add a Case for {name} to CASES in {family.__file__}"
 
 
@@ -117,6 +124,18 @@ def test_the_docstring_tells_formula_units_source_and_an_example(
     for parameter in parameters:
         if parameter not in ("where", "weights", "reduction"):
             assert parameter in named, f"{name}: Args lacks {parameter}"
+
+
+@pytest.mark.parametrize(("family", "name"), HELPERS, ids=ids)
+def test_what_is_no_loss_is_documented_with_an_example_too(family: ModuleType, name: str) -> None:
+    function = getattr(family, name)
+    doc = inspect.getdoc(function) or ""
+    documented = re.findall(r"^ {4}(\w+)(?:, (\w+))?(?:, (\w+))?:", doc, re.MULTILINE)
+    named = {word for match in documented for word in match if word}
+    for parameter in inspect.signature(function).parameters:
+        assert parameter in named, f"{name}: Args lacks {parameter}"
+    for part in ("Returns:", ">>> "):
+        assert part in doc, f"{name}: the docstring lacks {part!r}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

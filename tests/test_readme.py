@@ -12,7 +12,7 @@ import pytest
 from readme import README, between, replace
 
 import jaxloss
-from jaxloss import criteria, losses
+from jaxloss import criteria, losses, training
 
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:```text\n(.*?)```)?", re.DOTALL)
 
@@ -24,10 +24,10 @@ def _title(family: ModuleType) -> str:
 def families() -> str:
     """One line for each family: its first docstring line and its losses."""
     lines = ["| family | losses |", "|---|---|"]
-    for package in (losses, criteria):
+    for package in (losses, criteria, training):
         for info in pkgutil.iter_modules(package.__path__):
             family = importlib.import_module(f"{package.__name__}.{info.name}")
-            title = info.name if package is losses else f"criteria.{info.name}"
+            title = family.__name__.removeprefix("jaxloss.").removeprefix("losses.")
             public = {name: getattr(family, name) for name in family.__all__}
             of = {name: getattr(value, "__name__", name) for name, value in public.items()}
             shown = [

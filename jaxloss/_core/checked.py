@@ -37,10 +37,10 @@ def checked(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        arrays, static = _split(args, kwargs)
+        arrays, static = split_arrays(args, kwargs)
 
         def run(arrays: list[Any]) -> Any:
-            whole, keywords = _join(arrays, static)
+            whole, keywords = join_arrays(arrays, static)
             return function(*whole, **keywords)
 
         with checking(True):
@@ -53,7 +53,7 @@ def checked(function: F) -> F:
     return cast(F, call)
 
 
-def _split(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
+def split_arrays(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
     """Arrays that checkify may trace, and everything else."""
     leaves, tree = jax.tree.flatten((args, kwargs))
     traced = [leaf for leaf in leaves if isinstance(leaf, jax.Array) or hasattr(leaf, "__array__")]
@@ -61,7 +61,7 @@ def _split(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
     return traced, (tree, rest)
 
 
-def _join(arrays: list[Any], static: Any) -> Any:
+def join_arrays(arrays: list[Any], static: Any) -> Any:
     tree, rest = static
     queue = iter(arrays)
     return jax.tree.unflatten(tree, [next(queue) if x is None else x[0] for x in rest])

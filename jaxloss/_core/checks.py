@@ -16,6 +16,8 @@ from jax.experimental import checkify
 
 _name: ContextVar[str] = ContextVar("name", default="")
 checking = jax.make_user_context(False)
+NOTING = "noting"  # the value of `checking` under which `require` notes what it finds
+noted: list[tuple[str, str, np.ndarray]] = []  # argument, what was expected, where it is not so
 
 
 @contextmanager
@@ -131,12 +133,18 @@ def check_axis(axis: Any, rank: int) -> int:
 
 
 def require(ok: Callable[[], jax.Array], argument: str, expected: str, where: Any = None) -> None:
-    """Under `jaxloss.checked`, values where `ok` is False raise; elsewhere this costs nothing."""
+    """Under `jaxloss.checked`, values where `ok` is False raise; elsewhere this costs nothing.
+
+    Under `explain` they are noted, also where all is well.
+    """
     if checking.value:
         good = ok()
         if where is not None:
             hidden = ~where.reshape(where.shape + (1,) * (good.ndim - where.ndim))
             good = good | hidden
-        checkify.debug_check(
-            jnp.all(good), message(argument, expected, "{bad} that are not"), bad=jnp.sum(~good)
-        )
+        if checking.value == NOTING:
+            note = lambda bad: noted.append((argument, expected, np.asarray(bad)))
+            jax.debug.callback(note, ~good)
+        else:
+            text = message(argument, expected, "{bad} that are not")
+            checkify.debug_check(jnp.all(good), text, bad=jnp.sum(~good))

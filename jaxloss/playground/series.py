@@ -21,7 +21,8 @@ def draw_windows(period: tuple[int, int], count: int, rng: np.random.Generator) 
     """
     from statsmodels.datasets import co2
 
-    series = co2.load_pandas().data["co2"].to_numpy(np.float64)
+    dataset: Any = co2.load_pandas()
+    series = dataset.data["co2"].to_numpy(np.float64)
     weeks, known = np.arange(len(series)), np.isfinite(series)
     filled = np.interp(weeks, weeks[known], series[known])
     year = FIRST + weeks / PER_YEAR

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 Tree = Any
 Layer = tuple[Array, Array]
+Objective = Callable[[Tree], tuple[Array, Mapping[str, Array]]]
 
 
 class Examples(NamedTuple):
@@ -57,6 +58,26 @@ def _unchanged(key: PRNGKeyArray, examples: Examples) -> Examples:  # noqa: ARG0
     return examples
 
 
+class State(NamedTuple):
+    """What a training step changes: parameters, the optimiser's state, and the criterion's own."""
+
+    params: Tree
+    moments: Tree
+    memory: Tree = ()
+
+
+def descend(objective: Objective, optimizer: optax.GradientTransformation, state: State) -> State:
+    """One step along the gradient of the total."""
+    grads, _ = jax.grad(objective, has_aux=True)(state.params)
+    return move(grads, optimizer, state)
+
+
+def move(grads: Tree, optimizer: optax.GradientTransformation, state: State) -> State:
+    """One step of the optimiser with these gradients."""
+    updates, moments = optimizer.update(grads, state.moments, state.params)
+    return state._replace(params=optax.apply_updates(state.params, updates), moments=moments)
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A loss made of named terms, which reads the output of the model in a way of its own.
@@ -64,10 +85,15 @@ class Criterion:
     Args:
         evaluate: `(output, target) -> (total, terms)`, both scalars; the table shows the terms.
         decode: What metrics and picture look at, from the output trained this way.
+        step: `(objective, optimizer, state) -> state`, where `objective` gives total and terms of
+            the batch from parameters, for what is more than the gradient of the total.
+        memory: Makes what the state's own part begins with.
     """
 
     evaluate: Callable[[Tree, Tree], tuple[Array, Mapping[str, Array]]]
     decode: Callable[[Tree], Tree]
+    step: Callable[[Objective, optax.GradientTransformation, State], State] = descend
+    memory: Callable[[], Tree] = tuple
 
     def __call__(self, prediction: Tree, target: Tree) -> Array:
         """The total alone, as of a plain loss."""

@@ -7,11 +7,11 @@ from time import perf_counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from .task import Criterion, Examples, Metric, Splits, Task, Tree
+from .task import Criterion, Examples, Metric, Splits, State, Task, Tree, descend
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,11 @@ def train(
     """Train with one loss on every seed of `splits`, side by side under one `vmap`."""
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(splits)[0]))
     advance, look, test = _programs(task, loss)
-    params = jax.vmap(task.init)(keys)
-    state = params, jax.vmap(task.optimizer.init)(params)
+    params, memory = jax.vmap(task.init)(keys), ()
+    if isinstance(loss, Criterion):
+        memory = loss.memory()
+    per_seed = lambda x: jnp.broadcast_to(x, (len(keys), *jnp.shape(x)))
+    state = State(params, jax.vmap(task.optimizer.init)(params), jax.tree.map(per_seed, memory))
     seen, stops = [], evaluation_steps(steps, task.evaluations)
     for begin, end in pairwise([0, *stops.tolist()]):
         state = advance(state, begin, end, keys, splits.train)
@@ -134,6 +137,7 @@ def baselines(task: Task, splits: Splits) -> dict[str, dict[str, np.ndarray]]:
 def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any, Any]:
     """Train between two steps, evaluate, predict: each compiled over all seeds."""
     predict, evaluate = task.predict or task.apply, lambda *both: (loss(*both), {})
+    take = loss.step if isinstance(loss, Criterion) else descend
     if isinstance(loss, Criterion):
         predict, evaluate = lambda *both: loss.decode(task.apply(*both)), loss.evaluate
 
@@ -145,32 +149,29 @@ def _programs(task: Task, loss: Callable[[Tree, Tree], Array]) -> tuple[Any, Any
         pred = predict(params, examples.inputs)
         return {m.name: m.measure(pred, examples.target) for m in task.metrics}, pred
 
-    def advance(state: Tree, begin: int, end: int, key: PRNGKeyArray, examples: Examples) -> Tree:
+    def advance(state: State, begin: int, end: int, key: PRNGKeyArray, examples: Examples) -> State:
         size = len(jax.tree.leaves(examples)[0])
 
-        def step(i: Array, state: Tree) -> Tree:
-            params, opt_state = state
+        def step(i: Array, state: State) -> State:
             draw, noise = jax.random.split(jax.random.fold_in(key, i))
             rows = jax.random.randint(draw, (task.batch_size,), 0, size)
             batch = jax.tree.map(lambda a: a[rows], examples)
-            grads, _ = jax.grad(objective, has_aux=True)(params, noise, batch)
-            updates, opt_state = task.optimizer.update(grads, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state
+            return take(lambda params: objective(params, noise, batch), task.optimizer, state)
 
         # Traced bounds, where a scan would compile once more for a last stretch of another length.
         return jax.lax.fori_loop(begin, end, step, state)
 
     def look(
-        state: Tree, key: PRNGKeyArray, splits: Splits
+        state: State, key: PRNGKeyArray, splits: Splits
     ) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
-        params, (seen, unseen, _) = state[0], splits
+        params, (seen, unseen, _) = state.params, splits
         seen = jax.tree.map(lambda a: a[: task.evaluated], seen)
         metrics, _ = measure(params, unseen)
         (fitted, _), (total, terms) = (objective(params, key, part) for part in (seen, unseen))
         return fitted, total, metrics, terms
 
-    def test(state: Tree, examples: Examples) -> tuple[dict[str, Array], Tree]:
-        return measure(state[0], examples)
+    def test(state: State, examples: Examples) -> tuple[dict[str, Array], Tree]:
+        return measure(state.params, examples)
 
     over_seeds = jax.vmap(advance, in_axes=(0, None, None, 0, 0))
     return jax.jit(over_seeds), jax.jit(jax.vmap(look)), jax.jit(jax.vmap(test))

@@ -12,8 +12,9 @@ from .._core.checks import check_scalar, message, naming
 from .._core.compiled import uncompiled
 from .._core.numerics import safe_div
 from .._core.reductions import SumAndWeight
+from .._core.terms import Weight, weigh
 from .._core.typing import Number
-from .composition import Weight, weigh, weighted_sum
+from .composition import weighted_sum
 
 __all__ = ["accumulate", "accumulate_by_weight", "value_and_grad_global"]
 

@@ -1,6 +1,6 @@
 """Several terms as one objective: weights, schedules, and every term on its own for the log."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ from .._core.checks import check_float, check_scalar, message
 from .._core.compiled import uncompiled
 from .._core.numerics import safe_div, widen
 from .._core.reductions import SumAndWeight
+from .._core.terms import Weight, logged, weigh
 from .._core.typing import Number
 
 __all__ = ["cyclical_ramp", "detached_ratio_weights", "ramp", "weighted_sum"]
 
-Weight = Number | Callable[[Any], Any]
 Terms = dict[str, Array]
 
 
@@ -64,18 +64,20 @@ def weighted_sum(
     if unknown:
         raise ValueError(message("weights", f"names among {sorted(terms)}", repr(unknown[0])))
     log: Terms = {}
+    shares: Terms = {}
     summands: list[Array] = []
     for name, term in terms.items():
         value, parts = _read(name, term)
+        weight = weigh(name, weights.get(name, 1.0), step)
         for part, found in parts.items():
             if part in log:
                 raise ValueError(message("terms", "names that differ", f"{part!r} twice"))
             log[part] = found
-        weight = weigh(name, weights.get(name, 1.0), step)
+            shares[part] = jnp.zeros_like(found) if weight is None else _times(weight, found)
         if weight is not None:
-            summands.append(jnp.asarray(weight).astype(value.dtype) * value)
+            summands.append(_times(weight, value))
     total = sum(summands[1:], summands[0]) if summands else jnp.zeros((), jnp.float32)
-    return total, jax.lax.stop_gradient(log)
+    return total, logged(log, lambda: shares)
 
 
 @uncompiled
@@ -174,14 +176,8 @@ def _read(name: str, term: Any) -> tuple[Array, Terms]:
     return value, {name: value}
 
 
-def weigh(name: str, weight: Any, step: Any) -> Any:
-    """The number that a term is multiplied by; None for a Python 0, which leaves the term out."""
-    if callable(weight):
-        if step is None:
-            raise ValueError(message("step", f"a number, for the schedule of {name!r}", "None"))
-        weight = weight(step)
-    check_scalar(**{f"weights[{name!r}]": weight})
-    return None if isinstance(weight, (int, float)) and weight == 0 else weight
+def _times(weight: Any, value: Array) -> Array:
+    return jnp.asarray(weight).astype(value.dtype) * value
 
 
 def _numbers(**values: Any) -> list[Array]:

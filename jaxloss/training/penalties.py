@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from .._core.checks import check_axis, check_scalar, message
 from .._core.compiled import uncompiled
+from .._core.leaves import Select, chosen
 from .._core.numerics import absolute, safe_norm, safe_pow, widen
 from .._core.typing import Number
-from .selectors import Select, chosen
 
 __all__ = [
     "elastic_net_penalty",

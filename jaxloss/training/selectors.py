@@ -1,23 +1,26 @@
 """Which leaves of a pytree of parameters count: plain functions of a leaf's path and the leaf."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from .._core.checks import message
 from .._core.compiled import uncompiled
+from .._core.leaves import Select
 
 __all__ = ["all_of", "any_of", "matrices_only", "not_", "path_matches"]
-
-Select = Callable[[str, Any], bool]
 
 
 def matrices_only(path: str, leaf: Any) -> bool:  # noqa: ARG001 (a selector is given both)
     """Leaves of at least two axes: kernels and embeddings, neither biases nor scales.
+
+    Args:
+        path: Where the leaf is; it does not count.
+        leaf: An array or a number.
+
+    Returns:
+        Whether it is picked.
 
     >>> matrices_only("dense/kernel", jnp.ones((2, 3))), matrices_only("dense/bias", jnp.ones(3))
     (True, False)
@@ -52,6 +55,12 @@ def path_matches(pattern: str) -> Select:
 def not_(select: Select) -> Select:
     """Leaves that a selector leaves out.
 
+    Args:
+        select: `(path, leaf) -> bool`.
+
+    Returns:
+        A selector.
+
     >>> not_(matrices_only)("dense/bias", jnp.ones(3))
     True
     """
@@ -60,6 +69,12 @@ def not_(select: Select) -> Select:
 
 def any_of(*selectors: Select) -> Select:
     """Leaves that one of the selectors picks, or more of them.
+
+    Args:
+        selectors: Functions `(path, leaf) -> bool`.
+
+    Returns:
+        A selector.
 
     >>> any_of(matrices_only, path_matches("bias"))("dense/bias", jnp.ones(3))
     True
@@ -70,25 +85,13 @@ def any_of(*selectors: Select) -> Select:
 def all_of(*selectors: Select) -> Select:
     """Leaves that every one of the selectors picks.
 
+    Args:
+        selectors: Functions `(path, leaf) -> bool`.
+
+    Returns:
+        A selector.
+
     >>> all_of(matrices_only, path_matches("bias"))("dense/bias", jnp.ones(3))
     False
     """
     return lambda path, leaf: all(select(path, leaf) for select in selectors)
-
-
-def chosen(params: Any, select: Select | None, *others: Any) -> list[tuple[Array, ...]]:
-    """The floating leaves that `select` picks, each with its partners in trees of like structure.
-
-    All floating leaves without a selector.
-    """
-    if select is not None and not callable(select):
-        expected = "a function of (path, leaf)"
-        raise TypeError(message("select", expected, type(select).__name__))
-    partners = [jax.tree.leaves(other) for other in others]
-    found = []
-    for i, (keys, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if (is_float or isinstance(leaf, float)) and (select is None or select(path, leaf)):
-            found.append(tuple(jnp.asarray(x) for x in (leaf, *(leaves[i] for leaves in partners))))
-    return found

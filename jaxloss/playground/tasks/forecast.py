@@ -69,7 +69,7 @@ def normal_crps(pred: Array, target: Array, **options: Any) -> Array:
 
 def by_quantiles(pred: Array, target: Array, **options: Any) -> Array:
     """Each number a quantile of its own."""
-    return jaxloss.crps_quantile(pred, target, QUANTILES, **options)
+    return jaxloss.crps_quantile(pred, target, jnp.asarray(QUANTILES), **options)
 
 
 def crps(quantiles: Array, target: Tree) -> Array:

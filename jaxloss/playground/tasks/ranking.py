@@ -23,7 +23,7 @@ def load(seed: int) -> Splits:
     from sklearn.datasets import load_digits
 
     (pixels, digits), rng = load_digits(return_X_y=True), np.random.default_rng(seed)
-    images = (pixels / 16).astype(np.float32)
+    images, digits = (pixels / 16).astype(np.float32), np.asarray(digits)
     parts = np.split(rng.permutation(len(digits)), (1100, 1400))
     train, *clean = (
         draw_queries(images[p], digits[p], n, rng) for p, n in zip(parts, COUNTS, strict=True)

@@ -25,7 +25,7 @@ def load(seed: int) -> Splits:
 
     images, digits = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
-    parts = embeddings.split_classes(digits, KNOWN, COUNTS, np.random.default_rng(seed))
+    parts = embeddings.split_classes(np.asarray(digits), KNOWN, COUNTS, np.random.default_rng(seed))
     train, *rest = (Examples(images[part["row"]], part) for part in parts)
     return Splits(train, *(distorted(jax.random.key(seed), part) for part in rest))
 

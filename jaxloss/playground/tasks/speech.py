@@ -23,7 +23,7 @@ def load(seed: int) -> Splits:
 
     (pixels, digits), rng = load_digits(return_X_y=True), np.random.default_rng(seed)
     parts = np.split(rng.permutation(len(digits)), (1100, 1400))
-    images = pixels.reshape(-1, HEIGHT, 8) / 16
+    images, digits = pixels.reshape(-1, HEIGHT, 8) / 16, np.asarray(digits)
     return Splits(
         *(draw_strips(images[p], digits[p], n, rng) for p, n in zip(parts, COUNTS, strict=True))
     )
