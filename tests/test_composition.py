@@ -51,6 +51,30 @@ def test_schedules_are_called_with_the_step_and_compile_once():
     assert objective._cache_size() == 1
 
 
+def test_hyper_parameters_follow_schedules_in_one_compilation_too():
+    logits, labels = jnp.array([[1.0, -1.0], [0.5, 2.0]]), jnp.array([0, 0])
+    gamma, smoothing = optax.linear_schedule(0.0, 2.0, 10), optax.cosine_decay_schedule(0.2, 10)
+
+    @jax.jit
+    def objective(logits, step):
+        return weighted_sum(
+            {
+                "focal": jaxloss.softmax_focal_loss(logits, labels, gamma=gamma(step)),
+                "main": jaxloss.softmax_cross_entropy(
+                    logits, labels, label_smoothing=smoothing(step)
+                ),
+            }
+        )
+
+    for step in (0, 5, 10):
+        _, terms = objective(logits, step)
+        now = dict(gamma=float(gamma(step))), dict(label_smoothing=float(smoothing(step)))
+        focal, main = jaxloss.softmax_focal_loss, jaxloss.softmax_cross_entropy
+        np.testing.assert_allclose(terms["focal"], focal(logits, labels, **now[0]), rtol=1e-6)
+        np.testing.assert_allclose(terms["main"], main(logits, labels, **now[1]), rtol=1e-6)
+    assert objective._cache_size() == 1
+
+
 def test_a_term_of_weight_zero_is_left_out_of_the_total_and_reported():
     total, terms = weighted_sum({"a": A, "lost": jnp.array(jnp.nan)}, weights={"lost": 0})
     assert total == 2
