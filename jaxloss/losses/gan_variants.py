@@ -1,14 +1,13 @@
 """More adversarial losses, least squares and relativistic, and what stands beside them."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._core.case import Case, Draw, draw_normal
-from .._core.checks import check_float, check_min_rank, check_same_shape, check_shape, message
+from .._core.checks import check_float, check_same_shape
 from .._core.compiled import compiled
+from .._core.layers import feature_layers
 from .._core.numerics import absolute, numbers, widen
 from .._core.reduce import mask, reduce
 from .._core.samples import prepare_samples, sample_mean
@@ -239,38 +238,14 @@ def feature_matching_loss(
     >>> feature_matching_loss(fake, real)  # (1 + 0) / 2
     Array(0.5, dtype=float32)
     """
+    both = dict(fake_features=fake_features, real_features=real_features)
     layers = [
         sample_mean(absolute(fake - jax.lax.stop_gradient(real)), None)
-        for fake, real in _layers(fake_features, real_features, where)
+        for fake, real in feature_layers(where, rank=1, **both)
     ]
     (*layers,) = widen(*layers)
     values = jnp.mean(jnp.stack(layers), axis=0)
     return reduce(values, where=where, weights=weights, reduction=reduction)
-
-
-def _layers(fake: Any, real: Any, where: Where | None) -> list[tuple[Array, Array]]:
-    """The layers of both sides in pairs: checked, masked and widened."""
-    structure = jax.tree.structure(fake)
-    if not structure.num_leaves:
-        raise TypeError(message("fake_features", "an array", structure))
-    if jax.tree.structure(real) != structure:
-        expected = f"the structure {structure}"
-        raise TypeError(message("real_features", expected, jax.tree.structure(real)))
-    layers, batch = [], None
-    for (path, f), r in zip(jax.tree.leaves_with_path(fake), jax.tree.leaves(real), strict=True):
-        place = jax.tree_util.keystr(path)
-        name, other = f"fake_features{place}", f"real_features{place}"
-        check_float(**{name: f})
-        check_min_rank(1, **{name: f})
-        check_same_shape(**{name: f, other: r})
-        batch = f.shape[0] if batch is None else batch
-        if f.shape[0] != batch:
-            raise ValueError(message(name, f"a batch of {batch}", f"shape {f.shape}"))
-        if where is not None:
-            check_shape((batch,), where=where)
-        f, r = mask(where, *widen(f, r))
-        layers.append((f, r))
-    return layers
 
 
 def _prepare(where: Where | None, **outputs: Array) -> tuple[Array, ...]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
@@ -18,10 +17,9 @@ from .._core.checks import (
     check_same_shape,
     check_scalar,
     check_shape,
-    check_where,
-    message,
 )
 from .._core.compiled import compiled, uncompiled
+from .._core.layers import check_batch, feature_layers, paired
 from .._core.numerics import safe_div, safe_norm, unit_vectors, widen
 from .._core.reduce import mask, reduce
 from .._core.typing import Number, Reduction, Values, Where
@@ -70,7 +68,8 @@ def feature_loss(
     >>> feature_loss(pred, target, layer_weights={"relu1": 0.5})
     Array(0.5, dtype=float32)
     """
-    layers = _layers(pred_features, target_features, where)
+    both = dict(pred_features=pred_features, target_features=target_features)
+    layers = feature_layers(where, rank=2, **both)
     values = _sum([_mean((p - t) ** 2) for p, t in layers], layer_weights, pred_features)
     return reduce(values, where=where, weights=weights, reduction=reduction)
 
@@ -116,7 +115,7 @@ def perceptual_loss(
     check_float(pred=pred)
     check_min_rank(3, pred=pred)
     check_same_shape(pred=pred, target=target)
-    _check_images(where, pred.shape[0])
+    check_batch(where, pred.shape[0])
     pred, target = mask(where, jnp.asarray(pred), jnp.asarray(target).astype(pred.dtype))
     return feature_loss(
         feature_fn(pred),
@@ -165,7 +164,8 @@ def gram_style_loss(
     >>> gram_style_loss(pred, target)  # (4 / 4 - 0)^2
     Array(1., dtype=float32)
     """
-    layers = _layers(pred_features, target_features, where, same_space=False)
+    both = dict(pred_features=pred_features, target_features=target_features)
+    layers = feature_layers(where, rank=2, same_space=False, **both)
     values = [_mean(_gram_gap(p, t) ** 2) for p, t in layers]
     values = _sum(values, layer_weights, pred_features)
     return reduce(values, where=where, weights=weights, reduction=reduction)
@@ -225,7 +225,8 @@ def lpips_loss(
     >>> lpips_loss(pred, target, jnp.array([1.0, 0.5]))  # 1 * 1^2 + 0.5 * 1^2
     Array(1.5, dtype=float32)
     """
-    layers = _layers(pred_features, target_features, where)
+    both = dict(pred_features=pred_features, target_features=target_features)
+    layers = feature_layers(where, rank=2, **both)
     vectors = _vectors(layers, pred_features, linear_weights=linear_weights)
     values = [
         _mean(jnp.sum(_over_space(w, p) * _turn(p, t) ** 2, axis=-1))
@@ -287,7 +288,8 @@ def dists_loss(
     >>> dists_loss(pred, target, one, one)  # the same texture, structure upside down: (0 + 2) / 2
     Array(0.9999995, dtype=float32)
     """
-    layers = _layers(pred_features, target_features, where)
+    both = dict(pred_features=pred_features, target_features=target_features)
+    layers = feature_layers(where, rank=2, **both)
     vectors = _vectors(
         layers,
         pred_features,
@@ -313,53 +315,10 @@ def _moments(x: Array) -> tuple[Array, Array]:
     return mean, jnp.mean((x - mean[:, None]) ** 2, axis=1)
 
 
-def _layers(
-    pred_features: Any, target_features: Any, where: Where | None, *, same_space: bool = True
-) -> list[tuple[Array, Array]]:
-    """The layers of both sides in pairs: checked, masked and widened."""
-    pairs = _paired(pred_features, pred_features=pred_features, target_features=target_features)
-    layers, batch = [], None
-    for (name, pred), (other, target) in pairs:
-        check_float(**{name: pred})
-        check_min_rank(2, **{name: pred})
-        if same_space:
-            check_same_shape(**{name: pred, other: target})
-        else:
-            check_min_rank(2, **{other: target})
-            ends = (pred.shape[0], *target.shape[1:-1], pred.shape[-1])
-            check_shape(ends, **{other: target})
-        batch = pred.shape[0] if batch is None else batch
-        if pred.shape[0] != batch:
-            raise ValueError(message(name, f"a batch of {batch}", f"shape {pred.shape}"))
-        _check_images(where, batch)
-        pred, target = mask(where, *widen(pred, target))
-        layers.append((pred, target))
-    return layers
-
-
-def _check_images(where: Where | None, batch: int) -> None:
-    if where is not None:
-        check_where(where)
-        check_shape((batch,), where=where)
-
-
-def _paired(like: Any, **trees: Any) -> list[tuple[tuple[str, Any], ...]]:
-    """Leaves of pytrees of one structure side by side, each with its name."""
-    structure = jax.tree.structure(like)
-    columns = []
-    for name, tree in trees.items():
-        if jax.tree.structure(tree) != structure or not structure.num_leaves:
-            expected = f"the structure {structure}" if structure.num_leaves else "an array"
-            raise TypeError(message(name, expected, jax.tree.structure(tree)))
-        leaves = jax.tree.leaves_with_path(tree)
-        columns.append([(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves])
-    return list(zip(*columns, strict=True))
-
-
 def _vectors(layers: list[tuple[Array, Array]], like: Any, **trees: Any) -> list[tuple[Array, ...]]:
     """Vectors over the channels of each layer, in its dtype."""
     found = []
-    for (pred, _), row in zip(layers, _paired(like, **trees), strict=True):
+    for (pred, _), row in zip(layers, paired(like, **trees), strict=True):
         check_shape(pred.shape[-1:], **dict(row))
         found.append(tuple(jnp.asarray(v).astype(pred.dtype) for _, v in row))
     return found
@@ -377,7 +336,7 @@ def _sum(values: list[Array], layer_weights: Any, like: Any) -> Array:
     """Sum over layers, weighted by one number for each."""
     (*values,) = widen(*values)
     if layer_weights is not None:
-        rows = _paired(like, layer_weights=layer_weights)
+        rows = paired(like, layer_weights=layer_weights)
         check_scalar(**{name: number for ((name, number),) in rows})
         weights = [jnp.asarray(number).astype(values[0].dtype) for ((_, number),) in rows]
         values = [w * v for w, v in zip(weights, values, strict=True)]
