@@ -125,19 +125,18 @@ def multivariate_gaussian_kl(
     if prior_mean is not None:
         check_shape(mean.shape, prior_mean=prior_mean)
         mean = mean - mask(where, *widen(prior_mean))[0].astype(mean.dtype)
-    scale_tril = jnp.tril(scale_tril)
+    scale_tril = _lower(scale_tril)
     require(lambda: _diagonal(scale_tril) > 0, "scale_tril", "a positive diagonal", where)
     if prior_scale_tril is not None:
         check_shape(shape, prior_scale_tril=prior_scale_tril)
         (prior,) = mask(where, *widen(prior_scale_tril))
         prior = prior if where is None else _identity_where_hidden(where, prior)
         both = jnp.concatenate([scale_tril, mean[..., None]], axis=-1)
-        both = jax.scipy.linalg.solve_triangular(
-            jnp.tril(prior).astype(mean.dtype), both, lower=True
-        )
+        prior = _lower(prior).astype(mean.dtype)
+        both = jax.scipy.linalg.solve_triangular(prior, both, lower=True)
         scale_tril, mean = both[..., :-1], both[..., -1]
     sizes = _diagonal(scale_tril)
-    below = jnp.sum(jnp.square(jnp.tril(scale_tril, -1)), axis=(-1, -2))
+    below = jnp.sum(jnp.square(_lower(scale_tril, -1)), axis=(-1, -2))
     volume = jnp.sum(expm1_excess(2 * jnp.log(sizes)), axis=-1)
     values = 0.5 * (below + volume + jnp.sum(jnp.square(mean), axis=-1))
     return reduce(values, where=where, weights=weights, reduction=reduction)
@@ -150,6 +149,13 @@ def _prior(name: str, prior: Number | Array, mean: Array, where: Where | None) -
         raise ValueError(message(name, expected, f"shape {jnp.shape(prior)}"))
     array = jnp.asarray(prior).astype(mean.dtype)
     return mask(where, array)[0] if array.ndim else array
+
+
+def _lower(matrix: Array, highest: int = 0) -> Array:
+    """`jnp.tril`, with a mask that is sharded as the matrices are, as jax before 0.10 asks for."""
+    kept = jnp.tril(jnp.ones(matrix.shape[-2:], matrix.dtype), highest)
+    kept = kept.reshape((1,) * (matrix.ndim - 2) + kept.shape) + jnp.zeros_like(matrix)
+    return jnp.where(kept > 0, matrix, 0)
 
 
 def _diagonal(matrix: Array) -> Array:

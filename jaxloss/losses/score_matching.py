@@ -191,7 +191,9 @@ def _along(
 
 
 def _signs(key: ArrayLike, **shape: Any) -> Array:
-    return 2 * jax.random.bernoulli(key, np.float32(0.5), **shape).astype(jnp.float32) - 1
+    # What `bernoulli` draws, which takes no sharding before jax 0.9.
+    heads = jax.random.uniform(key, dtype=jnp.float32, **shape) < 0.5
+    return jnp.where(heads, jnp.float32(1), jnp.float32(-1))
 
 
 def _score(x: Array) -> Array:

@@ -336,7 +336,10 @@ def _running_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     kept = jnp.exp(jnp.where(first, -jnp.inf, earlier))
     share = jnp.exp(h - top - level) * moved
     join = lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1])
-    rest_dot = _prefixes(join, (kept, share))[1]
+    if jax.__version_info__ < (0, 10):  # cannot transpose these scans
+        rest_dot = jax.lax.associative_scan(join, (kept, share), axis=-1)[1]
+    else:
+        rest_dot = _prefixes(join, (kept, share))[1]
     return (top, rest), (jnp.zeros_like(top), rest_dot)
 
 
