@@ -1,7 +1,10 @@
 """Ranking lists for tests: packed rows beside the same lists padded, and metrics in float64."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 SIZES = (5, 3, 1)
@@ -47,3 +50,32 @@ def ndcg(scores: np.ndarray, relevance: np.ndarray, top_n: int | None = None) ->
     gains = 2.0**relevance - 1
     order = np.argsort(-scores, kind="stable")
     return dcg(gains[order], top_n) / dcg(np.sort(gains)[::-1], top_n)
+
+
+def check_packed_like_padded(loss: Callable[..., Any]) -> None:
+    """Values and gradients of packed lists are those of the same lists, one a row."""
+    lists = both()
+
+    @jax.jit
+    def packed(scores):
+        options = dict(segments=lists.segments, num_segments=len(SIZES) + 1, where=lists.where)
+        units = lambda s: loss(s, lists.relevance, **options, reduction="none")
+        mean = loss(scores, lists.relevance, **options)
+        return mean, units(scores), jax.grad(lambda s: jnp.sum(units(s)))(scores)
+
+    @jax.jit
+    def padded(scores):
+        relevance = lists.padded(lists.relevance)
+        units = lambda s: loss(s, relevance, where=lists.shown, reduction="none")
+        mean = loss(scores, relevance, where=lists.shown)
+        return mean, units(scores), jax.grad(lambda s: jnp.sum(units(s)))(scores)
+
+    mean, units, gradient = packed(lists.scores)
+    expected = padded(lists.padded(lists.scores))
+    np.testing.assert_allclose(mean, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(units[:-1], expected[1], rtol=1e-6)
+    assert units[-1] == 0
+    np.testing.assert_allclose(
+        lists.padded(gradient)[lists.shown], expected[2][lists.shown], atol=1e-6
+    )
+    np.testing.assert_array_equal(gradient[~lists.where], 0)

@@ -97,7 +97,7 @@ def test_at_alpha_one_both_are_the_kullback_leibler_divergence_and_at_zero_its_r
     np.testing.assert_allclose(units[0], forward, rtol=2e-6)
     np.testing.assert_allclose(units[3], backward, rtol=2e-6)
     np.testing.assert_allclose(kl_divergence(LOG_Q, P, reduction="none"), units[0], rtol=1e-5)
-    np.testing.assert_allclose(units[1:3], units[:1].repeat(2, 0), rtol=2e-2)
+    np.testing.assert_allclose(units[1:3], units[:1].repeat(2, 0), rtol=5e-3)  # 0.001 away
     np.testing.assert_allclose((units[1] + units[2]) / 2, units[0], rtol=1e-4)
     for gradient in gradients:
         np.testing.assert_allclose((gradient[1] + gradient[2]) / 2, gradient[0], atol=1e-4)

@@ -203,7 +203,7 @@ def test_gradients_of_16_bits_are_combined_in_float32_and_come_back_in_16():
         out = surgery(jnp.asarray(rows, jnp.bfloat16))
         assert out.dtype == jnp.bfloat16
         if expected is not None:
-            np.testing.assert_allclose(out.astype(np.float32), expected, atol=1e-2)
+            np.testing.assert_allclose(out.astype(np.float32), expected, atol=1e-2)  # of bfloat16
     with jax.enable_x64(True):
         out = pcgrad(ROWS.astype(float))
         np.testing.assert_allclose(out, pcgrad_oracle(ROWS, in_turn(4)), rtol=1e-9)

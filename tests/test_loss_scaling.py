@@ -61,7 +61,7 @@ def test_a_small_gradient_survives_float16_with_the_scale_and_not_without():
     scaled = jax.grad(lambda w: scale_loss(objective(w), state))(w)
     grads, finite, _ = unscale_grads(scaled, state)
     assert grads.dtype == jnp.float32
-    np.testing.assert_allclose(grads, 1e-8, rtol=1e-2)
+    np.testing.assert_allclose(grads, 1e-8, rtol=1e-2)  # float16 has few digits at 1e-5
     assert finite
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import jaxloss
 from jaxloss import all_of, any_of, matrices_only, not_, path_matches
+from parity.peers import require_peer
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -80,7 +81,9 @@ def test_selectors_pick_leaves_by_path_and_shape(select, expected):
 
 
 def test_paths_are_the_same_words_in_flax_state_and_in_dicts():
-    nnx = pytest.importorskip("flax.nnx")
+    require_peer("flax")
+    from flax import nnx
+
     layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     state = nnx.state(layer, nnx.Param)
     plain = {"kernel": layer.kernel[...], "bias": layer.bias[...]}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from list_oracle import SIZES, both, dcg, ndcg
+from list_oracle import check_packed_like_padded, dcg, ndcg
 
 from jaxloss.losses.ranking_smooth import (
     approx_mrr_loss,
@@ -30,31 +30,7 @@ def draw(lists: int, items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_packed_lists_are_the_padded_ones(name: str) -> None:
-    loss, lists = LOSSES[name], both()
-
-    @jax.jit
-    def packed(scores):
-        options = dict(segments=lists.segments, num_segments=len(SIZES) + 1, where=lists.where)
-        units = lambda s: loss(s, lists.relevance, **options, reduction="none")
-        mean = loss(scores, lists.relevance, **options)
-        return mean, units(scores), jax.grad(lambda s: jnp.sum(units(s)))(scores)
-
-    @jax.jit
-    def padded(scores):
-        relevance = lists.padded(lists.relevance)
-        units = lambda s: loss(s, relevance, where=lists.shown, reduction="none")
-        mean = loss(scores, relevance, where=lists.shown)
-        return mean, units(scores), jax.grad(lambda s: jnp.sum(units(s)))(scores)
-
-    mean, units, gradient = packed(lists.scores)
-    expected = padded(lists.padded(lists.scores))
-    np.testing.assert_allclose(mean, expected[0], rtol=1e-6)
-    np.testing.assert_allclose(units[:-1], expected[1], rtol=1e-6)
-    assert units[-1] == 0
-    np.testing.assert_allclose(
-        lists.padded(gradient)[lists.shown], expected[2][lists.shown], atol=1e-6
-    )
-    np.testing.assert_array_equal(gradient[~lists.where], 0)
+    check_packed_like_padded(LOSSES[name])
 
 
 def first_relevant(scores: np.ndarray, relevance: np.ndarray) -> float:

@@ -316,6 +316,7 @@ class _Inquiry:
         draw = np.random.default_rng(0).normal(size=arrays[i].shape)
         look = lambda x: self.units(_put(arrays, [i], [x.astype(arrays[i].dtype)]))
         one, twice, moved = look(draw), look(2 * draw), look(draw + 1)
+        # Loosely: of 16-bit arguments too, and what is no direction is off by far more.
         same = lambda x: np.allclose(x, one, rtol=1e-3, atol=1e-3 * np.max(np.abs(one), initial=0))
         return bool(np.all(np.isfinite(one))) and same(twice) and not same(moved)
 
