@@ -5,13 +5,16 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 PYTEST := $(BIN)/python -m pytest -q
 
-.PHONY: demo test parity lint bench notebooks clean
+.PHONY: demo test accuracy parity lint bench notebooks clean
 
 demo: $(VENV)/demo.stamp  ## Train one model per loss on real data; table here, pictures in out/
 	$(BIN)/python -m jaxloss compare
 
 test: $(VENV)/test.stamp  ## Every test that needs no peer
 	$(PYTEST) -n auto --showlocals --durations 15 --ignore tests/parity tests
+
+accuracy: $(VENV)/test.stamp  ## What the laws say of rounding, of programs compiled as users compile
+	FULL_OPTIMIZATION=1 $(PYTEST) -n auto tests/test_laws.py --laws accuracy,gradient_accuracy,garbage,finite
 
 parity: $(VENV)/peers.stamp  ## Compare with the published peers
 	$(PYTEST) -n auto tests/parity

@@ -1,14 +1,14 @@
 """The laws every loss keeps, as a public check: `check_loss(loss, case)`.
 
 One compiled call evaluates a case on a stack of probes (clean, poisoned, permuted, extreme, ...),
-one more in float64 serves as the oracle; each law then compares plain numbers.
+one in float64 serves as the oracle, one holds all that is no accuracy check; each law then compares
+plain numbers.
 """
 
-import contextlib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache, cached_property, partial
 from typing import Any, get_origin
 
@@ -31,6 +31,7 @@ from ._core.case import (
     draw_uniform,
     draw_unit,
 )
+from ._core.reduce import reduce
 from ._core.reductions import across, sum_and_weight
 
 __all__ = [
@@ -59,14 +60,14 @@ EMITTERS = "xla_cpu_use_fusion_emitters"  # slow to compile; newer jaxlib knows 
 
 
 @cache
-def _compiled(*, quickly: bool) -> dict[str, Any]:
-    """Compiler options: quick ones for what is no accuracy check, else those users have."""
-    options: dict[str, Any] = {"xla_backend_optimization_level": 0 if quickly else 3}
+def _quickly() -> dict[str, Any]:
+    """Compiler options for programs whose accuracy no law looks at."""
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0}
     try:
         jax.jit(lambda: 0, compiler_options={EMITTERS: True}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return options
-    return {**options, EMITTERS: not quickly}
+    return {**options, EMITTERS: False}
 
 
 def all_cases() -> list[Case]:
@@ -79,12 +80,19 @@ def all_cases() -> list[Case]:
     return [case for module in found for case in getattr(module, "CASES", ())]
 
 
-def check_loss(loss: Callable[..., Any], case: Case) -> None:
-    """Run every law on `loss`, with the arrays and configuration of `case`.
+def check_loss(
+    loss: Callable[..., Any], case: Case, *, laws: Collection[str] | None = None
+) -> None:
+    """Run every law on `loss`, or those named, with the arrays and configuration of `case`.
 
     A law named in `case.without` must really fail, or the opt-out is reported as needless. The
     device law runs where at least eight devices exist
     (`XLA_FLAGS=--xla_force_host_platform_device_count=8` on CPU).
+
+    Args:
+        loss: The function to check.
+        case: How to call it.
+        laws: Names from `LAWS`; all of them if left out.
 
     Raises:
         AssertionError: One line for each broken law, with what differed and by how much.
@@ -99,21 +107,30 @@ def check_loss(loss: Callable[..., Any], case: Case) -> None:
     AssertionError: cubic breaks 4 laws
       errors: ...
     """
-    broken = broken_laws(loss, case)
+    laws = LAWS if laws is None else laws
+    broken = broken_laws(loss, case, laws=laws)
     lines = [f"  {law}: {why}" for law, why in broken.items() if law not in case.without]
-    lines += [f"  {law}: opted out of, yet it holds" for law in case.without if law not in broken]
-    unknown = [law for law in case.without if law not in LAWS]
-    lines += [f"  {law}: no such law" for law in unknown]
+    needless = [law for law in case.without if law in laws and law not in broken]
+    lines += [f"  {law}: opted out of, yet it holds" for law in needless]
+    lines += [
+        f"  {law}: no such law"
+        for law in {**case.without, **dict.fromkeys(laws)}
+        if law not in LAWS
+    ]
     if lines:
         raise AssertionError("\n".join([f"{case.name} breaks {len(lines)} laws", *lines]))
 
 
-def broken_laws(loss: Callable[..., Any], case: Case) -> dict[str, str]:
+def broken_laws(
+    loss: Callable[..., Any], case: Case, *, laws: Collection[str] | None = None
+) -> dict[str, str]:
     """The laws that `loss` breaks on `case`, each with the first thing that went wrong."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         trial = _Trial(loss, case)
         broken = {}
         for name, law in LAWS.items():
+            if laws is not None and name not in laws:
+                continue
             complaints = law(trial)
             try:
                 first = next(complaints, None)
@@ -167,10 +184,9 @@ class _Trial:
 
     def evaluate(self, arrays: Arrays, where: Any, weights: Any) -> dict[str, Any]:
         """What the laws look at, for one probe."""
-        tail = dict(where=where, weights=weights)
-        floats = self.differentiable(arrays)
-        mean, grad = jax.value_and_grad(self.mean)(floats, arrays, **tail)
-        none, pair = self.call(arrays, **tail, reduction=_units_and_pair)
+        tail = dict(where=where, weights=weights, reduction=_every_part)
+        of_floats = jax.value_and_grad(self.mean, has_aux=True)
+        (mean, (none, pair)), grad = of_floats(self.differentiable(arrays), arrays, **tail)
         return dict(mean=mean, grad=grad, none=none, pair=pair)
 
     def along_batch(self, arrays: Arrays, index: Any) -> Arrays:
@@ -288,8 +304,14 @@ class _Trial:
         }
 
     @cached_property
+    def probed(self) -> dict[str, Any]:
+        """The probes in float32, compiled as everything else in this process is."""
+        run = jax.jit(jax.vmap(self.evaluate))
+        return _unstack(jax.device_get(run(*_stack(list(self.probes.values())))), self.probes)
+
+    @cached_property
     def values(self) -> dict[str, Any]:
-        """Everything in float32: the probes as a user compiles them, the rest compiled quickly."""
+        """Everything else in float32, compiled quickly."""
         half, subset = np.arange(self.batch // 2), self.kept
         m, ones = self.masks, np.ones(self.units, np.float32)
         axis = self.positions.index("B")
@@ -306,7 +328,7 @@ class _Trial:
         }
         inputs = dict(
             arrays=self.arrays,
-            named=self.probes["nan"],
+            named=_stack([self.probes[n] for n in NAMED]),
             small=_stack(list(smaller.values())),
             empty=part(half[:0], m["keep"], m["weights"]),
             half={d: {n: self.arrays[n].astype(d) for n in self.floats} for d in HALF},
@@ -314,45 +336,46 @@ class _Trial:
             direction=_directions(self.differentiable(self.arrays), np.float32),
             numbers={k: np.float32(v) for k, v in self.numbers.items()},
         )
-        values = jax.device_get(jax.jit(self.run, compiler_options=_compiled(quickly=True))(inputs))
-        probes = jax.jit(jax.vmap(self.evaluate), compiler_options=_compiled(quickly=False))(
-            *_stack(list(self.probes.values()))
-        )
-        values["probes"] = _unstack(jax.device_get(probes), self.probes)
+        refused = None
+        try:
+            values = self.compiled(inputs)
+        except Exception as error:
+            if not self.numbers:
+                raise
+            refused, values = error, self.compiled({**inputs, "numbers": {}})
+        values["named"] = _unstack(values["named"], NAMED)
         values["small"] = _unstack(values["small"], smaller)
-        values["direction"] = inputs["direction"]
-        return values
+        return {**values, "direction": inputs["direction"], "refused": refused}
+
+    def compiled(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return jax.device_get(jax.jit(self.run, compiler_options=_quickly())(inputs))
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What no accuracy depends on; arrays are arguments, so that nothing is folded away."""
-        arrays, direction = inputs["arrays"], inputs["direction"]
-        floats = self.differentiable(arrays)
+        arrays, numbers = inputs["arrays"], inputs["numbers"]
 
-        def curve(arrays: Arrays) -> Any:
-            both = lambda f: jax.value_and_grad(self.mean)(f, arrays)
-            return jax.jvp(both, (self.differentiable(arrays),), (direction,))[1]
+        def curve(carry: Any, arrays: Arrays) -> Any:
+            of_numbers = lambda f, n: self.mean(f, arrays, **n)
+            both = jax.value_and_grad(jax.checkpoint(of_numbers), (0, 1))
+            floats = self.differentiable(arrays)
+            return carry, jax.jvp(lambda f: both(f, numbers), (floats,), (inputs["direction"],))
 
-        def step(carry: Any, _: Any) -> Any:
-            value_and_grad = jax.value_and_grad(jax.checkpoint(self.mean))(carry, arrays)
-            return carry, (*value_and_grad, self.call(arrays, reduction="none"))
+        def named(*probe: Any) -> Any:
+            return {r: self.named(r, *probe) for r in ("none", "sum", "mean")}
 
-        _, steps = jax.lax.scan(step, floats, None, length=1)
-        mean, grad, none = jax.tree.map(lambda x: x[0], steps)
+        _, (flat, (slope, (curvature, _))) = jax.lax.scan(curve, None, inputs["curved"])
+        mean, (grad, by_number) = jax.tree.map(lambda x: x[0], flat)
         return dict(
             small=jax.vmap(self.evaluate)(*inputs["small"]),
             empty=self.evaluate(*inputs["empty"]),
             half={d: jax.value_and_grad(self.mean)(f, arrays) for d, f in inputs["half"].items()},
-            curve=jax.vmap(curve)(inputs["curved"]),
-            plain=dict(mean=mean, grad=grad, none=none),
-            named=[self.named(r, *inputs["named"]) for r in ("none", "sum", sum_and_weight)],
-            numbers=self.numbers and self.in_numbers(arrays, inputs["numbers"]),
+            plain=dict(mean=mean, grad=grad, numbers=by_number),
+            curve=(slope, curvature),
+            named=jax.vmap(named)(*inputs["named"]),
         )
 
     def named(self, reduction: Any, arrays: Arrays, where: Any, weights: Any) -> Any:
         return self.call(arrays, where=where, weights=weights, reduction=reduction)
-
-    def in_numbers(self, arrays: Arrays, numbers: Arrays) -> Any:
-        return jax.value_and_grad(lambda n: self.call(arrays, **n))(numbers)
 
     @cached_property
     def oracle(self) -> dict[str, Any]:
@@ -365,36 +388,26 @@ class _Trial:
                 moved = {n: floats[n] + sign * STEP * direction[n] for n in floats}
                 wide[name] = {**wide["clean"], **moved}
 
-            def point(arrays: Arrays) -> Any:
-                mean, grad = jax.value_and_grad(self.mean)(self.differentiable(arrays), arrays)
-                return dict(mean=mean, grad=grad, none=self.call(arrays, reduction="none"))
-
-            def run(stack: Any, direction: Arrays) -> dict[str, Any]:
-                arrays = jax.tree.map(lambda x: x[0], stack)
+            def point(arrays: Arrays, direction: Arrays) -> Any:
+                mean = partial(self.mean, arrays=arrays)
+                both = jax.value_and_grad(partial(mean, reduction=_every_part), has_aux=True)
                 floats = self.differentiable(arrays)
-                gradient = lambda f: jax.grad(self.mean)(f, arrays)
-                forward = lambda f: jax.jvp(lambda g: self.mean(g, arrays), (f,), (direction,))[1]
-                return dict(
-                    points=jax.vmap(point)(stack),
-                    slope=forward(floats),
-                    curve=jax.jvp(gradient, (floats,), (direction,))[1],
-                )
+                ((value, (none, _)), grad), (_, curve) = jax.jvp(both, (floats,), (direction,))
+                slope = jax.jvp(mean, (floats,), (direction,))[1]
+                return dict(mean=value, none=none, grad=grad, slope=slope, curve=curve)
 
-            values = jax.device_get(
-                jax.jit(run, compiler_options=_compiled(quickly=True))(
-                    _stack(list(wide.values())), direction
-                )
-            )
-        values["points"] = _unstack(values["points"], wide)
-        values["direction"] = direction
-        return values
+            run = jax.jit(jax.vmap(point, (0, None)), compiler_options=_quickly())
+            values = jax.device_get(run(_stack(list(wide.values())), direction))
+        return dict(points=_unstack(values, wide), direction=direction)
 
 
-def _units_and_pair(values: Any, weights: Any) -> Any:
-    return values, sum_and_weight(values, weights)
+def _every_part(values: Any, weights: Any) -> Any:
+    """The mean, and beside it the units and the pair."""
+    return reduce(values, weights=weights), (values, sum_and_weight(values, weights))
 
 
 HALF = ("bfloat16", "float16")
+NAMED = ("nan", "nothing")
 STEP = 1e-6
 
 
@@ -455,11 +468,10 @@ def _nonzero(what: str, tree: Any) -> Iterator[str]:
 
 
 def _abstract(t: _Trial) -> Iterator[str]:
-    out = jax.eval_shape(t.call, t.arrays)
-    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != () or out.dtype != jnp.float32:
-        yield f"expected a float32 scalar, got {out}"
     with jax.checking_leaks():
-        jax.eval_shape(lambda a: jax.grad(t.mean)(t.differentiable(a), a), t.arrays)
+        out, _ = jax.eval_shape(t.value_and_grad, t.arrays, None)
+    if out.shape != () or out.dtype != jnp.float32:
+        yield f"expected a float32 scalar, got {out}"
 
 
 def _signature(t: _Trial) -> Iterator[str]:
@@ -480,36 +492,36 @@ def _signature(t: _Trial) -> Iterator[str]:
 
 def _eager(t: _Trial) -> Iterator[str]:
     """A compiled loss is one program in every mode; others are run operation by operation."""
-    with contextlib.nullcontext() if getattr(t.loss, "jitted", None) else jax.disable_jit():
-        eager = t.call(t.arrays, reduction="none")
+    mixed = [a if i % 2 else jnp.asarray(a) for i, a in enumerate(t.arrays.values())]
+    eager = t.call(dict(zip(t.arrays, mixed, strict=True)), reduction="none")
     if not isinstance(eager, jax.Array) or eager.aval.weak_type:
         yield f"expected a strongly typed jax array, got {type(eager).__name__}"
-    yield from _differs("eager against jit", eager, t.values["plain"]["none"])
-    mixed = [a if i % 2 else jnp.asarray(a) for i, a in enumerate(t.arrays.values())]
-    direct = t.call(dict(zip(t.arrays, mixed, strict=True)))
-    yield from _differs("called directly against jit", direct, t.values["plain"]["mean"])
+    yield from _differs("eager against jit", eager, t.probed["clean"]["none"])
+    if getattr(t.loss, "jitted", None) is None:
+        with jax.disable_jit():
+            slow = t.call(t.arrays, reduction="none")
+        yield from _differs("without jit against jit", slow, t.probed["clean"]["none"])
 
 
 def _vmap(t: _Trial) -> Iterator[str]:
-    clean = t.values["probes"]["clean"]
-    yield from _differs("mean", clean["mean"], t.values["plain"]["mean"])
-    yield from _differs("units", clean["none"], t.values["plain"]["none"])
+    clean, plain = t.probed["clean"], t.values["plain"]
+    yield from _differs("mean", clean["mean"], plain["mean"])
     for name in ("subset", "later"):
         yield from _infinite(name, t.values["small"][name]["mean"])
 
 
 def _transforms(t: _Trial) -> Iterator[str]:
-    values, grad = t.values, t.values["probes"]["clean"]["grad"]
-    yield from _differs("checkpoint in a scan", values["plain"]["grad"], grad)
-    slope = _dot(grad, values["direction"])
-    size = _dot(*(jax.tree.map(np.abs, x) for x in (grad, values["direction"])))
-    if not abs(slope - values["curve"][0][0]) <= 16 * EPS * size:
-        yield f"jvp {values['curve'][0][0]} against gradient {slope}"
-    yield from _infinite("second derivative", values["curve"])
+    grad, direction = t.probed["clean"]["grad"], t.values["direction"]
+    yield from _differs("checkpoint in a scan", t.values["plain"]["grad"], grad)
+    slope, slopes = _dot(grad, direction), t.values["curve"][0]
+    size = _dot(*(jax.tree.map(np.abs, x) for x in (grad, direction)))
+    if not abs(slope - slopes[0]) <= 16 * EPS * size:
+        yield f"jvp {slopes[0]} against gradient {slope}"
+    yield from _infinite("second derivative", t.values["curve"])
 
 
 def _garbage(t: _Trial) -> Iterator[str]:
-    probes, keep = t.values["probes"], t.masks["keep"]
+    probes, keep = t.probed, t.masks["keep"]
     for name in ("nan", "inf"):
         for part in ("none", "mean", "pair", "grad"):
             yield from _same(
@@ -524,7 +536,7 @@ def _garbage(t: _Trial) -> Iterator[str]:
 
 
 def _deleting(t: _Trial) -> Iterator[str]:
-    masked, deleted = t.values["probes"]["deleted"], t.values["small"]["subset"]
+    masked, deleted = t.probed["deleted"], t.values["small"]["subset"]
     for part in ("mean", "pair"):
         yield from _differs(part, masked[part], deleted[part])
     for name in t.floats:
@@ -533,8 +545,10 @@ def _deleting(t: _Trial) -> Iterator[str]:
 
 
 def _nothing(t: _Trial) -> Iterator[str]:
+    for reduction, value in t.values["named"]["nothing"].items():
+        yield from _nonzero(f"all hidden: {reduction!r}", value)
     for name, value in (
-        ("all hidden", t.values["probes"]["nothing"]),
+        ("all hidden", t.probed["nothing"]),
         ("no example", t.values["empty"]),
     ):
         if name == "no example" and not t.per_example:
@@ -546,13 +560,13 @@ def _nothing(t: _Trial) -> Iterator[str]:
 
 
 def _reducing(t: _Trial) -> Iterator[str]:
-    keep, masked = t.masks["keep"], t.values["probes"]["masked"]
-    units, total, pair = t.values["named"]
-    yield from _differs("'none'", units, masked["none"] * t.masks["weights"])
-    yield from _differs("'sum'", total, masked["pair"].sum)
-    yield from _differs("sum_and_weight", pair, masked["pair"])
+    keep, masked = t.masks["keep"], t.probed["masked"]
+    named = t.values["named"]["nan"]
+    yield from _differs("'none'", named["none"], masked["none"] * t.masks["weights"])
+    yield from _differs("'sum'", named["sum"], masked["pair"].sum)
+    yield from _differs("'mean'", named["mean"], masked["mean"])
     for name, where in (("weighted", np.ones_like(keep)), ("masked", keep)):
-        value = t.values["probes"][name]
+        value = t.probed[name]
         yield from _differs("mean of the pair", np.asarray(value["pair"].mean()), value["mean"])
         if name == "masked" and keep.shape != t.units:
             continue  # which units are left, only the loss knows
@@ -564,7 +578,7 @@ def _reducing(t: _Trial) -> Iterator[str]:
 
 
 def _microbatches(t: _Trial) -> Iterator[str]:
-    whole = t.values["probes"]["masked"]
+    whole = t.probed["masked"]
     parts = t.values["small"]["earlier"]["pair"] + t.values["small"]["later"]["pair"]
     yield from _differs("sum and weight", parts, whole["pair"])
     yield from _differs("mean", np.asarray(parts.mean()), whole["mean"])
@@ -573,32 +587,32 @@ def _microbatches(t: _Trial) -> Iterator[str]:
 def _weight_two(t: _Trial) -> Iterator[str]:
     if t.per_example:
         repeated = t.values["small"]["repeated"]
-        yield from _differs("mean", t.values["probes"]["twice"]["mean"], repeated["mean"])
+        yield from _differs("mean", t.probed["twice"]["mean"], repeated["mean"])
 
 
 def _permutation(t: _Trial) -> Iterator[str]:
     order = np.random.default_rng(3).permutation(t.batch)
-    clean, permuted = t.values["probes"]["clean"], t.values["probes"]["permuted"]
+    clean, permuted = t.probed["clean"], t.probed["permuted"]
     yield from _differs("mean", permuted["mean"], clean["mean"])
     if t.per_example:
         yield from _differs("units", permuted["none"], t.units_of(order, clean["none"]))
 
 
 def _at_target(t: _Trial) -> Iterator[str]:
-    equal = t.values["probes"]["equal"]
+    equal = t.probed["equal"]
     if t.case.zero_at_target:
         yield from _nonzero("value at the target", equal["none"])
     if t.case.zero_at_target or t.case.minimum:
         first = next(iter(t.case.arrays))
         if np.max(np.abs(equal["grad"][first])) > 16 * EPS:
             yield f"gradient at the target: {_show(equal['grad'][first])}"
-        if np.any(t.values["probes"]["clean"]["mean"] < equal["mean"]):
+        if np.any(t.probed["clean"]["mean"] < equal["mean"]):
             yield "the target is no minimum"
 
 
 def _finite(t: _Trial) -> Iterator[str]:
     skipped = {"masked", "nan", "inf", "nothing", *HALF}
-    for name, value in t.values["probes"].items():
+    for name, value in t.probed.items():
         if name not in skipped:
             for part in ("none", "mean", "grad"):
                 yield from _infinite(f"{part} at {name}", value[part])
@@ -606,7 +620,7 @@ def _finite(t: _Trial) -> Iterator[str]:
 
 def _half(t: _Trial) -> Iterator[str]:
     for dtype, (value, grad) in t.values["half"].items():
-        expected = t.values["probes"][dtype]
+        expected = t.probed[dtype]
         if value.dtype != np.float32:
             yield f"{dtype}: expected a float32 result, got {value.dtype}"
         yield from _differs(f"{dtype} value", value, expected["mean"], 32 * EPS)
@@ -628,7 +642,7 @@ def _double(t: _Trial) -> Iterator[str]:
 def _accuracy(t: _Trial) -> Iterator[str]:
     """Value within four units, a unit being an ulp of the result and of what an input ulp moves."""
     for name in ("clean", "hard"):
-        exact, got = t.oracle["points"][name], t.values["probes"][name]
+        exact, got = t.oracle["points"][name], t.probed[name]
         units = exact["none"].size
         spread = np.zeros((t.batch,) if t.per_example and not t.case.coupled else ())
         for n in t.floats:
@@ -653,7 +667,7 @@ def _accuracy(t: _Trial) -> Iterator[str]:
 
 def _gradient_accuracy(t: _Trial) -> Iterator[str]:
     for name in ("clean", "hard"):
-        exact, got = t.oracle["points"][name]["grad"], t.values["probes"][name]["grad"]
+        exact, got = t.oracle["points"][name]["grad"], t.probed[name]["grad"]
         for n in t.floats:
             largest = np.spacing(np.float32(np.max(np.abs(exact[n]), initial=0)))
             error = np.max(np.abs(got[n] - exact[n]), initial=0) / largest
@@ -669,29 +683,30 @@ def _numerical(t: _Trial) -> Iterator[str]:
     numeric = float(ahead["mean"] - behind["mean"]) / (2 * STEP)
     for mode, slope in (
         ("reverse", _dot(clean["grad"], direction)),
-        ("forward", float(t.oracle["slope"])),
+        ("forward", float(clean["slope"])),
     ):
         if not abs(slope - numeric) <= 1e-6 * size:
             yield f"{mode} {slope} against numerical {numeric}"
     numeric = jax.tree.map(lambda a, b: (a - b) / (2 * STEP), ahead["grad"], behind["grad"])
     scale = max(float(np.max(np.abs(x), initial=0)) for x in jax.tree.leaves(numeric)) or 1.0
     for n in t.floats:
-        error = np.max(np.abs(t.oracle["curve"][n] - numeric[n]), initial=0)
+        error = np.max(np.abs(clean["curve"][n] - numeric[n]), initial=0)
         if not error <= 1e-5 * max(scale, 1e-3):
-            yield f"second order in {n}: {_show(t.oracle['curve'][n])} against {_show(numeric[n])}"
+            yield f"second order in {n}: {_show(clean['curve'][n])} against {_show(numeric[n])}"
 
 
 def _numbers(t: _Trial) -> Iterator[str]:
     if not t.numbers:
         return
-    value, grads = t.values["numbers"]
-    yield from _differs("traced numbers", value, t.values["plain"]["mean"])
-    yield from _infinite("gradient of the numbers", grads)
+    if t.values["refused"] is not None:
+        raise t.values["refused"]
+    yield from _differs("traced numbers", t.values["plain"]["mean"], t.probed["clean"]["mean"])
+    yield from _infinite("gradient of the numbers", t.values["plain"]["numbers"])
     jitted = getattr(t.loss, "jitted", None)
     if jitted is not None:
-        t.call(t.arrays)
+        t.call(t.arrays, reduction="none")
         before = jitted._cache_size()
-        t.call(t.arrays, **{k: v * 1.25 for k, v in t.numbers.items()})
+        t.call(t.arrays, reduction="none", **{k: v * 1.25 for k, v in t.numbers.items()})
         if jitted._cache_size() != before:
             yield "a new Python number compiled again"
 
@@ -743,7 +758,7 @@ def _devices(t: _Trial) -> Iterator[str]:
     where, mask_spec = t.masks["keep"], spec(t.positions)
     axis = {"axis_name": "data"} if "axis_name" in inspect.signature(t.loss).parameters else {}
     options = {**axis, "reduction": across("data")} if t.per_example else axis
-    kept = t.values["probes"]["kept"]
+    kept = t.probed["kept"]
     auto, explicit = (
         jax.make_mesh((t.batch,), ("data",), axis_types=(kind,))
         for kind in (AxisType.Auto, AxisType.Explicit)
@@ -768,9 +783,7 @@ def _devices(t: _Trial) -> Iterator[str]:
         put = lambda x, s, mesh=mesh: jax.device_put(x, NamedSharding(mesh, s))
         arrays = {n: put(a, specs[n]) for n, a in t.arrays.items()}
         with jax.set_mesh(mesh):
-            got = jax.jit(function, compiler_options=_compiled(quickly=True))(
-                arrays, put(where, mask_spec)
-            )
+            got = jax.jit(function, compiler_options=_quickly())(arrays, put(where, mask_spec))
         for mode, pair in jax.device_get(got).items():
             yield from _differs(mode, pair, (kept["mean"], kept["grad"]))
 

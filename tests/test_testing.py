@@ -34,13 +34,8 @@ def masks_only_the_result(pred, target, where, weights, reduction):
 
 
 def divides_by_all(pred, target, where, weights, reduction):
-    loss = squared(pred, target, where, weights, reduction)
-    kept = (
-        1.0
-        if where is None or not isinstance(reduction, str)
-        else jnp.mean(where, dtype=jnp.float32)
-    )
-    return loss * kept if reduction == "mean" else loss
+    values = squared(pred, target, where, None, "none")
+    return jaxloss.reduce(values, weights=weights, reduction=reduction)
 
 
 def mean_of_nothing_is_nan(pred, target, where, weights, reduction):
@@ -120,11 +115,19 @@ def refuses_vmap_of_one(pred, target, where, weights, reduction):
     return squared(2 * pred, target, where, weights, reduction)
 
 
-def different_under_vmap(pred, target, where, weights, reduction):
-    from jax._src.interpreters.batching import BatchTracer
+@jax.custom_batching.custom_vmap
+def _half_again(x):
+    return 0 * x
 
-    off = 1.5 if isinstance(pred, BatchTracer) else 1.0
-    return squared(pred * jnp.asarray(off, pred.dtype), target, where, weights, reduction)
+
+@_half_again.def_vmap
+def _(axis_size, in_batched, x):
+    return x / 2, in_batched[0]
+
+
+def different_under_vmap(pred, target, where, weights, reduction):
+    pred = pred + _half_again(jax.lax.stop_gradient(pred))
+    return squared(pred, target, where, weights, reduction)
 
 
 def broadcasts(pred, target, where, weights, reduction):
