@@ -245,12 +245,14 @@ def test_a_ring_is_differentiated_forward_and_lives_in_a_vmap() -> None:
         whole = partial(ours, "clip_loss", where=WHERE)
         ring = lambda floats: _ring("clip_loss", specs)(floats, LABELS, WHERE)
         direction = jax.tree.map(jnp.ones_like, floats)
-        moved = [jax.jvp(f, (floats,), (direction,)) for f in (whole, ring)]
-        return moved, [jax.value_and_grad(f)(floats) for f in (whole, mapped)]
+        moved = jax.jvp(ring, (floats,), (direction,))
+        return moved, [jax.value_and_grad(f)(floats) for f in (mapped, whole)]
 
     with jax.enable_x64(True):
-        for expected, got in jax.device_get(run(jax.tree.map(jnp.asarray, floats()))):
-            close(got, expected)
+        moved, (got, expected) = jax.device_get(run(jax.tree.map(jnp.asarray, floats())))
+    close(got, expected)
+    value, slopes = expected
+    close(moved, (value, sum(np.sum(slope) for slope in slopes.values())))
 
 
 def _ring(name: str, specs: Any) -> Callable[..., Any]:
@@ -280,10 +282,11 @@ def test_chunks_of_arrays_split_over_an_explicit_mesh_gather_no_keys() -> None:
     expected = step(query, keys)
     with jax.set_mesh(mesh):
         arrays = put(query), put(keys)
-        got, text = step(*arrays), step.lower(*arrays).compile().as_text()
+        compiled = step.lower(*arrays).compile()
+        got = compiled(*arrays)
     close(jax.device_get(got), jax.device_get(expected), 1e-6)
     assert got[1][0].sharding.is_equivalent_to(arrays[0].sharding, 2)
-    assert "f32[16,4]" not in text
+    assert "f32[16,4]" not in compiled.as_text()
 
 
 def test_chunks_of_arrays_split_over_an_auto_mesh_leave_the_rows_where_they_are() -> None:
@@ -331,10 +334,11 @@ def test_a_queue_that_is_not_full_holds_only_what_was_pushed() -> None:
     pushed = np.random.default_rng(1).standard_normal((3, D)).astype(np.float32)
     state = jaxloss.queue_push(jaxloss.queue_init(5, D), pushed)
     stored, _, valid = jaxloss.queue_read(state)
-    poisoned = jnp.where(valid[:, None], stored, jnp.nan)
+    stored, valid = np.asarray(stored), np.asarray(valid)
+    poisoned = np.where(valid[:, None], stored, np.float32(np.nan))
 
     @jax.jit
-    def run(query: Any, poisoned: Any) -> Any:
+    def run(query: Any, poisoned: Any, valid: Any) -> Any:
         def loss(query: Any, met: Any, where: Any, **options: Any) -> Any:
             return info_nce(query, keys, negative_keys=met, negative_where=where, **options)
 
@@ -342,18 +346,17 @@ def test_a_queue_that_is_not_full_holds_only_what_was_pushed() -> None:
         ways = [(poisoned, valid, {}), (poisoned, valid, dict(chunk_size=2)), (each, own, {})]
         slopes = jax.value_and_grad(loss, argnums=(0, 1))
         expected = slopes(query, jnp.asarray(pushed), None)
-        nothing = jax.value_and_grad(loss)(query, poisoned, valid & False)
-        return expected, [slopes(query, met, where, **o) for met, where, o in ways], nothing
+        return expected, [slopes(query, met, where, **o) for met, where, o in ways]
 
-    (value, (slope, of_pushed)), found, nothing = run(query, poisoned)
+    (value, (slope, of_pushed)), found = jax.device_get(run(query, poisoned, valid))
     for one, (in_query, in_met) in found:
         close(one, value, 1e-6)
         close(in_query, slope, 1e-6)
         total = in_met.sum(0) if in_met.ndim == 3 else in_met
         close(total[:3], of_pushed, 1e-6)
         np.testing.assert_array_equal(total[3:], 0)
-    assert nothing[0] == 0
-    np.testing.assert_array_equal(nothing[1], 0)
+    for nothing in jax.tree.leaves(run(query, poisoned, valid & False)[1]):
+        np.testing.assert_array_equal(nothing, 0)
     with pytest.raises(ValueError, match=r"info_nce: negative_where: expected shape \(5,\)"):
         info_nce(query, keys, negative_keys=stored, negative_where=valid[:2])
     with pytest.raises(ValueError, match="info_nce: negative_where: expected None"):
@@ -368,48 +371,47 @@ def test_a_ring_with_a_queue_meets_the_queue_of_each_device_and_no_other() -> No
         q, k, negative_keys=n, chunk_size=size, axis_name="data", reduction=across("data")
     )
     split = PartitionSpec("data")
-    expected = jax.value_and_grad(lambda n: info_nce(query, keys, negative_keys=n))(queue)
-    for size in (None, 2):
-        over = jax.shard_map(
-            partial(local, size=size),
-            mesh=mesh,
-            in_specs=(split, split, PartitionSpec()),
-            out_specs=PartitionSpec(),
-        )
-        got = jax.jit(jax.value_and_grad(lambda n, over=over: over(query, keys, n)))(queue)
-        close(jax.device_get(got), jax.device_get(expected), 1e-6)
+    over = lambda size: jax.shard_map(
+        partial(local, size=size),
+        mesh=mesh,
+        in_specs=(split, split, PartitionSpec()),
+        out_specs=PartitionSpec(),
+    )
+
+    @jax.jit
+    def run(queue: Any) -> Any:
+        whole = lambda n: info_nce(query, keys, negative_keys=n)
+        rings = [lambda n, f=over(size): f(query, keys, n) for size in (None, 2)]
+        return [jax.value_and_grad(f)(queue) for f in (whole, *rings)]
+
+    expected, *found = jax.device_get(run(queue))
+    for got in found:
+        close(got, expected, 1e-6)
 
 
 # Degenerate batches
 
 
+@jax.jit
+def labelled(x: Any, labels: Any) -> Any:
+    """Value and gradient of NT-Xent and of SupCon, each whole and in chunks."""
+    step = lambda loss, size: jax.value_and_grad(partial(loss, chunk_size=size))(x, labels)
+    return [[step(loss, size) for size in (None, 4)] for loss in (nt_xent, sup_con_loss)]
+
+
 def test_all_labels_distinct_is_zero_with_zero_gradient_where_optax_is_nan() -> None:
     x, labels = draw(dtype=np.float32)[0], np.arange(N, dtype=np.int32)
     assert np.isnan(jax.jit(optax.losses.ntxent)(x, labels))
-
-    @jax.jit
-    def run(x: Any) -> Any:
-        ways = [(loss, size) for loss in (nt_xent, sup_con_loss) for size in (None, 4)]
-        step = lambda loss, size: jax.value_and_grad(partial(loss, chunk_size=size))(x, labels)
-        return [step(*way) for way in ways]
-
-    assert not any(np.any(part) for part in jax.tree.leaves(run(x)))
+    assert not any(np.any(part) for part in jax.tree.leaves(labelled(x, labels)))
 
 
 def test_a_batch_of_one_class_is_finite_and_nothing_is_left_to_separate() -> None:
     x, labels = draw(dtype=np.float32)[0], np.zeros(N, np.int32)
-
-    @jax.jit
-    def run(x: Any) -> Any:
-        step = lambda loss, x, **o: jax.value_and_grad(partial(loss, **o))(x, labels)
-        supervised = [step(sup_con_loss, jnp.ones_like(x), chunk_size=s) for s in (None, 4)]
-        return step(nt_xent, x), step(sup_con_loss, x), supervised
-
-    nothing, spread, supervised = jax.device_get(run(x))
-    assert not any(np.any(part) for part in nothing)
-    assert 0 < spread[0] < 100
-    for value, slope in supervised:  # all others are as likely
-        assert np.allclose(value, np.log(N - 1), rtol=1e-6)
+    nothing, spread = jax.device_get(labelled(x, labels))
+    assert not any(np.any(part) for part in jax.tree.leaves(nothing))
+    assert all(0 < value < 100 for value, _ in spread)
+    for value, slope in jax.device_get(labelled(np.ones_like(x), labels))[1]:
+        assert np.allclose(value, np.log(N - 1), rtol=1e-6)  # all others are as likely
         assert np.max(np.abs(slope)) < 1e-6
 
 
@@ -422,11 +424,12 @@ def test_zero_rows_have_similarity_zero_and_no_gradient() -> None:
         step = lambda loss, size: jax.value_and_grad(partial(loss, chunk_size=size), (0, 1))
         return [step(*way)(query, keys) for way in ways]
 
-    for value, slopes in run(np.where(np.arange(N)[:, None] == 2, 0, query)):
+    for value, slopes in jax.device_get(run(np.where(np.arange(N)[:, None] == 2, 0, query))):
         assert np.isfinite(value)
         assert all(np.all(np.isfinite(s)) for s in slopes)
         assert not np.any(slopes[0][2])
-    assert np.allclose(info_nce(0 * query, keys), np.log(N), rtol=1e-6)
+    for value, _ in run(0 * query)[:2]:
+        assert np.allclose(value, np.log(N), rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
@@ -438,12 +441,18 @@ def test_rows_of_any_size_are_normalised(size: float) -> None:
 
 
 def test_one_sample_alone_costs_nothing_or_is_no_unit() -> None:
-    one = np.ones((1, D), np.float32)
-    assert info_nce(one, -one) == 0
-    assert clip_loss(one, -one, chunk_size=4) == 0
-    assert np.allclose(siglip_loss(one, one), np.log(2), rtol=1e-6)
-    for loss in (partial(decoupled_contrastive_loss, one), koleo_loss):
-        total, slope = jax.value_and_grad(partial(loss, reduction=_weight_and_sum))(one)
+    @jax.jit
+    def run(one: Any) -> Any:
+        paired = info_nce(one, -one), clip_loss(one, -one, chunk_size=4), siglip_loss(one, one)
+        lonely = [partial(decoupled_contrastive_loss, one), koleo_loss]
+        step = lambda loss: jax.value_and_grad(partial(loss, reduction=_weight_and_sum))(one)
+        return paired, [step(loss) for loss in lonely]
+
+    (found, both_ways, sigmoid), lonely = run(np.ones((1, D), np.float32))
+    assert found == 0
+    assert both_ways == 0
+    assert np.allclose(sigmoid, np.log(2), rtol=1e-6)
+    for total, slope in lonely:
         assert total == 0
         assert not np.any(slope)
 
@@ -459,10 +468,14 @@ def test_an_empty_batch_is_zero_in_chunks_too() -> None:
 
 
 def test_equal_neighbours_cost_the_logarithm_of_eps_and_stay() -> None:
-    x = jnp.array([[1.0, 2.0], [1.0, 2.0], [-3.0, 0.5]])
-    units, pull = jax.vjp(lambda x: koleo_loss(x, eps=1e-4, reduction="none"), x)
-    assert np.allclose(units[:2], -np.log(1e-4), rtol=1e-6)
-    assert not np.any(pull(jnp.array([1.0, 1.0, 0.0]))[0])
+    def equal(x: Any) -> Any:
+        units = koleo_loss(x, eps=1e-4, reduction="none")
+        return jnp.sum(units[:2]), units
+
+    x = np.array([[1.0, 2.0], [1.0, 2.0], [-3.0, 0.5]], np.float32)
+    (_, units), slope = jax.jit(jax.value_and_grad(equal, has_aux=True))(x)
+    assert np.allclose(np.asarray(units)[:2], -np.log(1e-4), rtol=1e-6)
+    assert not np.any(slope)
 
 
 # Accuracy
@@ -474,6 +487,7 @@ def test_a_positive_that_wins_clearly_keeps_the_digits_of_its_small_loss() -> No
     labels = np.tile(np.arange(3, dtype=np.int32), 2)
     both = np.concatenate([query, query])
 
+    @jax.jit
     def run(query: Any, both: Any) -> Any:
         losses = [
             partial(nt_xent, both, labels, temperature=0.05),
@@ -483,9 +497,9 @@ def test_a_positive_that_wins_clearly_keeps_the_digits_of_its_small_loss() -> No
         ]
         return [loss() for loss in losses]
 
-    got = np.array(jax.jit(run)(*(x.astype(np.float32) for x in (query, both))), np.float64)
-    with jax.enable_x64(True):
-        exact = np.array(jax.jit(run)(query, both))
+    got = np.array(run(*(x.astype(np.float32) for x in (query, both))), np.float64)
+    # The cosine with the partner is 1, with the four or two others -1/2.
+    exact = np.log1p(np.array([4, 4, 2, 2]) * np.exp(-1.5 / 0.05))
     assert np.all(exact < 1e-11)
     assert np.max(np.abs(got / exact - 1)) < 2e-5  # 20 times the rounding of the logits
 
@@ -500,9 +514,18 @@ def test_a_scale_of_a_hundred_neither_overflows_nor_loses_rows_far_below_it() ->
         step = lambda size: jax.value_and_grad(partial(loss, chunk_size=size), (0, 1))(query, keys)
         return [step(size) for size in (None, 8)]
 
-    with jax.enable_x64(True):
-        exact = jax.device_get(run(query.astype(np.float64), keys.astype(np.float64)))
-    close(jax.device_get(run(query, keys)), exact, 1e-4)
+    wide = query.astype(np.float64), keys.astype(np.float64)
+    q, k = map(unit, wide)
+    z = 300 * q @ k.T
+    ways = [logsumexp(z, axis=axis, keepdims=True) for axis in (0, 1)]
+    value = np.mean(sum(map(np.ravel, ways))) / 2 - np.mean(np.diag(z))
+    pull = 300 * (sum(np.exp(z - way) for way in ways) / 2 - np.eye(32)) / 32
+    across_unit = lambda x, u, slope: (
+        (slope - np.sum(slope * u, 1, keepdims=True) * u) / np.linalg.norm(x, axis=1, keepdims=True)
+    )
+    slopes = across_unit(wide[0], q, pull @ k), across_unit(wide[1], k, pull.T @ q)
+    for got in jax.device_get(run(query, keys)):
+        close(got, (value, slopes), 1e-4)
 
 
 # What the losses promise
@@ -535,34 +558,41 @@ def test_weights_of_pairs_follow_lightly_and_may_close_over_anything() -> None:
     weights = 2 - N * powers / powers.sum()
     assert np.allclose(negative_mises_fisher_weights(jnp.asarray(cosines)), weights, rtol=1e-5)
     units = partial(decoupled_contrastive_loss, query, keys, temperature=0.5, reduction="none")
-    plain = units()
+
+    @jax.jit
+    def run(factor: Any) -> Any:
+        def weighted(sigma: Any) -> Any:
+            weigh = lambda s: factor * negative_mises_fisher_weights(s, sigma=sigma)
+            return units(weight_fn=weigh)
+
+        return units(), *jax.jvp(weighted, (0.5,), (1.0,))
+
     for factor in (1.0, 2.0):
-        weigh = lambda s, factor=factor: factor * negative_mises_fisher_weights(s)
+        plain, got, slopes = jax.device_get(run(factor))
         expected = plain - (factor * weights - 1) * cosines / 0.5
-        assert np.allclose(units(weight_fn=weigh), expected, rtol=1e-4, atol=1e-5)
-    slope = jax.jit(
-        jax.grad(
-            lambda sigma: jnp.sum(
-                units(weight_fn=partial(negative_mises_fisher_weights, sigma=sigma))
-            )
-        )
-    )(0.5)
-    assert np.isfinite(slope)
-    assert slope != 0
+        assert np.allclose(got, expected, rtol=1e-4, atol=1e-5)
+        assert np.all(np.isfinite(slopes))
+        assert np.sum(slopes) != 0
 
 
 def test_hidden_pairs_do_not_move_the_weights_of_the_others() -> None:
     query, keys = draw(dtype=np.float32)
     weigh = partial(negative_mises_fisher_weights, where=WHERE)
     cosines = np.sum(unit(query) * unit(keys), axis=1)
-    got = weigh(np.where(WHERE, cosines, np.nan))
-    assert np.allclose(got[WHERE], negative_mises_fisher_weights(cosines[WHERE]), rtol=1e-6)
+
+    @jax.jit
+    def run(cosines: Any, query: Any) -> Any:
+        hidden = decoupled_contrastive_loss(query, keys, weight_fn=weigh, where=WHERE)
+        kept = [x[WHERE] for x in draw(dtype=np.float32)]
+        alone = decoupled_contrastive_loss(*kept, weight_fn=negative_mises_fisher_weights)
+        return weigh(cosines), negative_mises_fisher_weights(cosines[WHERE]), hidden, alone
+
+    shown = np.where(WHERE, cosines, np.float32(np.nan))
+    poisoned = np.where(WHERE[:, None], query, np.float32(np.nan))
+    got, expected, hidden, alone = jax.device_get(run(shown, poisoned))
+    assert np.allclose(got[WHERE], expected, rtol=1e-6)
     assert np.allclose(np.mean(got[WHERE]), 1, rtol=1e-6)
-    poisoned = np.where(WHERE[:, None], query, np.nan)
-    value = decoupled_contrastive_loss(poisoned, keys, weight_fn=weigh, where=WHERE)
-    kept = [x[WHERE] for x in (query, keys)]
-    expected = decoupled_contrastive_loss(*kept, weight_fn=negative_mises_fisher_weights)
-    assert np.allclose(value, expected, rtol=1e-5)
+    assert np.allclose(hidden, alone, rtol=1e-5)
 
 
 def test_sums_of_a_chunked_siglip_add_up_over_any_reduction() -> None:

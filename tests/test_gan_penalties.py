@@ -1,6 +1,7 @@
 """Penalties: critics by hand, flat critics, gradients of gradients, draws, masks and devices."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def test_a_linear_critic_costs_its_slope_alone_wherever_the_points_lie():
     slope = np.array([0.5, -1.5, 2.0])
     length = np.linalg.norm(slope)
     with jax.enable_x64(True):
-        got = penalties(lambda x: x @ slope, real, fake, **NONE)
+        got = jax.jit(lambda *a: penalties(lambda x: x @ slope, *a, **NONE))(real, fake)
     for name in ("gradient", "dragan"):
         np.testing.assert_allclose(got[name], (length - 1) ** 2, rtol=1e-9)
     for name in ("r1", "r2"):
@@ -56,15 +57,17 @@ def test_a_constant_critic_has_a_finite_penalty_and_finite_derivatives_of_all_or
     def total(gain):
         return penalties(flat(gain), real, fake)
 
+    @jax.jit
+    def derivatives(gain):
+        gradient = jax.jacrev(total)
+        return total(gain), gradient(gain), jax.jacfwd(gradient)(gain)
+
+    constant = jax.jit(lambda *a, **kw: gradient_penalty(lambda x: 0 * x[:, 0], *a, key=KEY, **kw))
     with jax.enable_x64(True):
-        value = gradient_penalty(
-            lambda x: 0 * x[:, 0], real.astype(float), fake.astype(float), key=KEY
-        )
+        value = constant(real.astype(float), fake.astype(float))
         np.testing.assert_allclose(value, (1e-5 - 1) ** 2, rtol=1e-12)
-    slope = jax.jacfwd(jax.jacrev(total))
-    for derivative in (total, jax.jacrev(total), slope):
-        assert all(np.isfinite(x) for x in jax.jit(derivative)(0.0).values())
-    assert gradient_penalty(lambda x: x[:, 0] * 0, real, fake, key=KEY, eps=0.0) == 1
+    assert all(np.isfinite(x) for x in jax.tree.leaves(derivatives(0.0)))
+    assert constant(real, fake, eps=0.0) == 1
 
 
 def test_a_quadratic_critic_by_hand():
@@ -73,27 +76,36 @@ def test_a_quadratic_critic_by_hand():
     matrix = matrix + matrix.T
     bowl = lambda x: 0.5 * jnp.einsum("bi,ij,bj->b", x, matrix, x)
     slopes = np.linalg.norm(x @ matrix, axis=1)
-    with jax.enable_x64(True):
-        np.testing.assert_allclose(r1_penalty(bowl, x, **NONE), slopes**2 / 2, rtol=1e-13)
-        np.testing.assert_array_equal(r2_penalty(bowl, x, **NONE), r1_penalty(bowl, x, **NONE))
+    ways = ((1.0, False), (3.0, False), (3.0, True))
+
+    @jax.jit
+    def run(x):
         # Between a sample and itself lies the sample, whatever is drawn.
-        for target, one_sided in ((1.0, False), (3.0, False), (3.0, True)):
-            got = gradient_penalty(
+        between = [
+            gradient_penalty(
                 bowl, x, x, key=KEY, target=target, one_sided=one_sided, eps=1e-30, **NONE
             )
-            excess = slopes / target - 1
-            expected = np.maximum(excess, 0) ** 2 if one_sided else excess**2
-            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-30)
-            assert np.any(expected == 0) == one_sided
+            for target, one_sided in ways
+        ]
+        return r1_penalty(bowl, x, **NONE), r2_penalty(bowl, x, **NONE), between
+
+    with jax.enable_x64(True):
+        at_real, at_fake, between = jax.device_get(run(x))
+    np.testing.assert_allclose(at_real, slopes**2 / 2, rtol=1e-13)
+    np.testing.assert_array_equal(at_fake, at_real)
+    for (target, one_sided), got in zip(ways, between, strict=True):
+        excess = slopes / target - 1
+        expected = np.maximum(excess, 0) ** 2 if one_sided else excess**2
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-30)
+        assert np.any(expected == 0) == one_sided
 
 
 def test_the_points_lie_between_real_and_generated_samples_one_place_for_each():
     real, fake = (a.astype(np.float32) for a in (np.ones((500, 2)), np.ones((500, 2)) * [2, 4]))
     # D = x_0^2 / 2 tells where its first number lies: its slope is x_0.
     bowl = lambda i: lambda x: 0.5 * x[:, i] ** 2
-    at = [
-        1 + np.sqrt(gradient_penalty(bowl(i), real, fake, key=KEY, eps=0.0, **NONE)) for i in (0, 1)
-    ]
+    run = lambda i: gradient_penalty(bowl(i), real, fake, key=KEY, eps=0.0, **NONE)
+    at = [1 + np.sqrt(units) for units in jax.jit(lambda: (run(0), run(1)))()]
     share = at[0] - 1
     np.testing.assert_allclose((at[1] - 1) / 3, share, rtol=1e-4, atol=1e-5)
     assert share.min() >= 0
@@ -122,28 +134,33 @@ def test_critic_parameters_get_exact_gradients_inside_jit_and_once_more():
 
     with jax.enable_x64(True):
         along = lambda t: total(jax.tree.map(lambda p, d: p + t * d, params(), direction))
-        slope = jax.jit(jax.jacrev(along))
-        curve = jax.jit(jax.jacfwd(jax.jacrev(along)))(0.0)
-        ahead, behind = along(1e-5), along(-1e-5)
-        np.testing.assert_allclose(slope(0.0), (ahead - behind) / 2e-5, rtol=1e-7)
-        np.testing.assert_allclose(curve, (slope(1e-5) - slope(-1e-5)) / 2e-5, rtol=1e-7)
+        slope = jax.jacrev(along)
+        run = jax.jit(lambda t: (along(t), slope(t), jax.jacfwd(slope)(t)))
+        (_, first, second), ahead, behind = jax.device_get([run(t) for t in (0.0, 1e-5, -1e-5)])
+        np.testing.assert_allclose(first, (ahead[0] - behind[0]) / 2e-5, rtol=1e-7)
+        np.testing.assert_allclose(second, (ahead[1] - behind[1]) / 2e-5, rtol=1e-7)
 
 
 def test_scores_of_patches_are_added_up_for_each_sample():
     real, _ = draw(4, 3)
     p = params(np.float32)
-    summed = lambda x: network(p, x).sum(1)
-    np.testing.assert_allclose(
-        r1_penalty(lambda x: network(p, x), real, **NONE), r1_penalty(summed, real, **NONE)
-    )
+    critics = (lambda x: network(p, x), lambda x: network(p, x).sum(1))
+    got, summed = jax.jit(lambda x: [r1_penalty(critic, x, **NONE) for critic in critics])(real)
+    np.testing.assert_allclose(got, summed)
 
 
 def test_a_target_scales_the_critic():
     real, fake = draw(4, 3)
     p = params(np.float32)
-    scaled = lambda x: network(p, x) / 2.5
-    got = gradient_penalty(lambda x: network(p, x), real, fake, key=KEY, target=2.5)
-    np.testing.assert_allclose(got, gradient_penalty(scaled, real, fake, key=KEY), rtol=1e-6)
+    critic, scaled = lambda x: network(p, x), lambda x: network(p, x) / 2.5
+
+    @jax.jit
+    def run(*arrays):
+        got = gradient_penalty(critic, *arrays, key=KEY, target=2.5)
+        return got, gradient_penalty(scaled, *arrays, key=KEY)
+
+    got, expected = run(real, fake)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_a_hidden_sample_reaches_the_critic_as_zeros_and_changes_no_draw():
@@ -152,17 +169,17 @@ def test_a_hidden_sample_reaches_the_critic_as_zeros_and_changes_no_draw():
     where = np.array([True, False, True, True])
     critic = lambda x: network(p, x)
     units = jax.jit(lambda *a, **tail: penalties(critic, *a, **tail, **NONE))
-    whole = units(real, fake)
-    hidden = [np.where(where[:, None], a, np.nan) for a in (real, fake)]
-    got = units(*hidden, where=where)
+    whole = jax.device_get(units(real, fake, where=where | True))
+    hidden = [np.where(where[:, None], a, np.float32(np.nan)) for a in (real, fake)]
+    got = jax.device_get(units(*hidden, where=where))
     for name in ("gradient", "r1", "r2"):
-        np.testing.assert_array_equal(np.asarray(got[name])[where], whole[name][where])
-    assert all(np.asarray(kind)[1] == 0 for kind in got.values())
+        np.testing.assert_array_equal(got[name][where], whole[name][where])
+    assert all(kind[1] == 0 for kind in got.values())
 
     def total(p, x):
         return sum(penalties(lambda x: network(p, x), x, hidden[1], where=where).values())
 
-    slopes = jax.jit(jax.grad(total, argnums=(0, 1)))(p, hidden[0])
+    slopes = jax.device_get(jax.jit(jax.grad(total, argnums=(0, 1)))(p, hidden[0]))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes[0]))
     np.testing.assert_array_equal(slopes[1][1], 0)
 
@@ -171,7 +188,7 @@ def test_penalties_are_the_same_on_split_batches():
     real, fake = draw(8, 3)
     p = params(np.float32)
     loss = lambda p, *a: sum(penalties(lambda x: network(p, x), *a).values())
-    whole = jax.value_and_grad(loss)(p, real, fake)
+    whole = jax.jit(jax.value_and_grad(loss))(p, real, fake)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         with jax.set_mesh(mesh):
@@ -185,30 +202,33 @@ def test_the_deviation_of_dragan_is_that_of_kept_samples_on_all_devices():
     where = np.arange(8) % 3 > 0
     expected = x[where].astype(float).std()
     hidden = np.where(where[:, None], x, 0).astype(np.float32)
-    whole = gan_penalties._deviation(jnp.asarray(hidden), where, None)
-    parts = jax.vmap(lambda x, w: gan_penalties._deviation(x, w, "data"), axis_name="data")(
-        hidden.reshape(4, 2, 3), where.reshape(4, 2)
-    )
+
+    @jax.jit
+    def run(x, where):
+        part = jax.vmap(lambda x, w: gan_penalties._deviation(x, w, "data"), axis_name="data")
+        flat = jax.grad(lambda x: gan_penalties._deviation(x, None, None))(jnp.ones((2, 3)))
+        split = part(x.reshape(4, 2, 3), where.reshape(4, 2))
+        return gan_penalties._deviation(x, where, None), split, flat
+
+    whole, parts, flat = run(hidden, where)
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
     np.testing.assert_allclose(parts, expected, rtol=1e-6)
-    same = jnp.ones((2, 3))
-    assert jax.grad(lambda x: gan_penalties._deviation(x, None, None))(same).max() == 0
+    assert np.max(flat) == 0
 
 
 def test_the_points_of_dragan_lie_above_the_samples_by_at_most_half_a_deviation():
     real = np.linspace(1.5, 3.5, 400, dtype=np.float32)[:, None]
-    got = dragan_penalty(lambda x: 0.5 * x[:, 0] ** 2, real, key=KEY, **NONE)
+    units = partial(dragan_penalty, lambda x: 0.5 * x[:, 0] ** 2, key=KEY, **NONE)
+    got = np.asarray(units(real))
     moved = 1 + np.sqrt(got) - real[:, 0]
     bound = 0.5 * real.std()
     assert moved.min() >= -1e-6
     assert moved.max() <= bound * (1 + 1e-6)
     np.testing.assert_allclose(moved.mean(), bound / 4, rtol=0.1)  # two uniform numbers
-    devices = jax.vmap(
-        lambda x: dragan_penalty(
-            lambda x: 0.5 * x[:, 0] ** 2, x, key=KEY, axis_name="data", **NONE
-        ),
-        axis_name="data",
-    )(jnp.full((2, 3, 1), 2.0).at[0, 0].set(3.0))
+    split = np.full((2, 3, 1), 2, np.float32)
+    split[0, 0] = 3
+    mapped = jax.vmap(partial(units, axis_name="data"), axis_name="data")
+    devices = np.asarray(jax.jit(mapped)(split))
     assert devices[0, 1] != devices[1, 1]  # each draws for itself
 
 
@@ -225,10 +245,10 @@ def test_critics_of_other_shapes_are_named_in_the_error():
 
 
 def test_the_critic_sees_float32_and_the_samples_get_gradients_of_their_dtype():
-    real = jnp.ones((2, 3), jnp.bfloat16)
+    real = np.ones((2, 3), jnp.bfloat16)
     seen = []
     critic = lambda x: (seen.append(x.dtype), jnp.sum(x**3, axis=1))[1]
-    value, slope = jax.value_and_grad(lambda x: r1_penalty(critic, x))(real)
+    value, slope = jax.jit(jax.value_and_grad(lambda x: r1_penalty(critic, x)))(real)
     assert seen[0] == jnp.float32
     assert (value.dtype, slope.dtype) == (jnp.float32, jnp.bfloat16)
 
@@ -283,9 +303,13 @@ def test_the_mean_length_runs_on_and_carries_no_gradient_into_the_past():
         _, state = step(2.0, state, jax.random.fold_in(KEY, i))
     mean_norm = math.sqrt(2) * math.gamma(2) / math.gamma(1.5)  # of three normal numbers
     np.testing.assert_allclose(state, 2 * mean_norm, rtol=0.2)
-    slope = jax.grad(lambda state: step(2.0, state, KEY)[0])(state)
-    assert slope == 0
-    assert jax.grad(lambda gain: step(gain, state, KEY)[1])(2.0) == 0
+
+    @jax.jit
+    def slopes(gain, state):
+        of_loss = jax.grad(lambda state: step(gain, state, KEY)[0])(state)
+        return of_loss, jax.grad(lambda gain: step(gain, state, KEY)[1])(gain)
+
+    assert slopes(2.0, state) == (0, 0)
 
 
 def test_a_batch_without_latents_leaves_the_mean_as_it_was():
@@ -299,17 +323,17 @@ def test_a_batch_without_latents_leaves_the_mean_as_it_was():
 
 def test_a_generator_without_slope_has_finite_derivatives():
     latents, _ = draw(4, 3)
-    loss = lambda gain: path_length_penalty(lambda z: gain * z, latents, jnp.float32(0.5), key=KEY)[
-        0
-    ]
-    for derivative in (loss, jax.grad(loss), jax.grad(jax.grad(loss))):
-        assert np.isfinite(derivative(0.0))
+    penalty = partial(path_length_penalty, latents=latents, state=np.float32(0.5), key=KEY)
+    loss = lambda gain: penalty(lambda z: gain * z)[0]
+    slope = jax.grad(loss)
+    for derivative in jax.jit(lambda gain: (loss(gain), slope(gain), jax.grad(slope)(gain)))(0.0):
+        assert np.isfinite(derivative)
 
 
 def test_path_lengths_are_the_same_on_split_batches():
     latents, _ = draw(8, 3)
     loss = lambda z: path_length_penalty(jnp.sin, z, jnp.float32(0.5), key=KEY, decay=0.3)
-    whole = loss(latents)
+    whole = jax.jit(loss)(latents)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         with jax.set_mesh(mesh):
@@ -332,12 +356,11 @@ def test_path_lengths_are_the_same_on_split_batches():
 
 def test_a_critic_with_statistics_of_the_batch_mixes_its_samples():
     real, _ = draw(4, 3)
-    centred = lambda x: jnp.sum((x - x.mean(0, keepdims=True)) ** 2, axis=1) * jnp.arange(1.0, 5)
-    together = r1_penalty(centred, real, **NONE)
+    spread = lambda x, mean: jnp.sum((x - mean) ** 2, axis=1) * np.float32([1, 2, 3, 4])
     mean = real.mean(0, keepdims=True)  # as in inference: no coupling
-    fixed = r1_penalty(
-        lambda x: jnp.sum((x - mean) ** 2, axis=1) * jnp.arange(1.0, 5), real, **NONE
-    )
+    centred, alone = lambda x: spread(x, x.mean(0, keepdims=True)), lambda x: spread(x, mean)
+    units = jax.jit(lambda x: [r1_penalty(critic, x, **NONE) for critic in (centred, alone)])
+    together, fixed = jax.device_get(units(real))
     assert np.all(np.abs(together - fixed) > 1e-3)
     assert "batch normalisation" in str(gradient_penalty.__doc__)
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -28,15 +29,27 @@ def history(*curve, seeds=2):
     return History(steps, values, values, metrics, {ERROR.name: values[-1]}, None, None)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return tasks.find("digits"), load(tasks.find("digits"), 2)
+@cache
+def drawn(task_load, seed):
+    """What a task draws, once for all tests."""
+    return task_load(seed)
+
+
+def shortened(task, examples=24):
+    """The task with few examples in each part and small batches, looked at twice."""
+    few = lambda seed: jax.tree.map(lambda a: a[:examples], drawn(task.load, seed))
+    return replace(task, load=few, batch_size=4, evaluations=1)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_found_by_looking_prints_its_table_and_draws_its_curves(name, tmp_path, capsys):
-    *_, loss = tasks.find(name).losses
-    below = [f"({baseline})" for baseline in ("untrained", *tasks.find(name).baselines)]
+def test_every_task_found_by_looking_prints_its_table_and_draws_its_curves(
+    name, tmp_path, capsys, monkeypatch
+):
+    shown = {"generate": 64}.get(name, 24)
+    task = shortened(tasks.find(name), shown)
+    monkeypatch.setattr(tasks, "find", {name: task}.get)
+    *_, loss = task.losses
+    below = [f"({baseline})" for baseline in ("untrained", *task.baselines)]
     options = ["--losses", loss, "--steps", "3", "--seeds", "2"]
     assert main(["compare", "--task", name, *options, "--out", str(tmp_path / "new")]) == 0
     printed = capsys.readouterr().out
@@ -53,21 +66,22 @@ def test_every_task_found_by_looking_prints_its_table_and_draws_its_curves(name,
 @pytest.mark.parametrize("name", TASKS)
 def test_every_loss_of_a_task_is_a_differentiable_scalar_of_prediction_and_target(name):
     task = tasks.find(name)
-    key, examples = jax.random.key(0), task.load(0).train
+    key, examples = jax.random.key(0), drawn(task.load, 0).train
     params = jax.eval_shape(task.init, key)
     for loss in task.losses.values():
 
-        def objective(params, loss=loss):
+        def objective(params, key, examples, loss=loss):
             prepared = task.prepare(key, examples)
             return loss(task.apply(params, prepared.inputs), prepared.target)
 
-        assert jax.eval_shape(jax.value_and_grad(objective), params)[0].shape == ()
+        made = jax.eval_shape(jax.value_and_grad(objective), params, key, examples)
+        assert made[0].shape == ()
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_draws_other_examples_of_the_same_shape_from_another_seed(name):
     task = tasks.find(name)
-    once, again, other = task.load(0), task.load(0), task.load(1)
+    once, again, other = drawn(task.load, 0), task.load(0), drawn(task.load, 1)
     shapes = lambda splits: jax.tree.map(np.shape, splits)
     equal = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     assert equal(once, again)
@@ -89,12 +103,13 @@ def test_two_in_five_digits_to_train_on_carry_a_wrong_label_and_none_to_test_on(
         for image, y in zip(images, labels, strict=True)
     }
     wrong = lambda part: np.mean([truth[x.tobytes()] != y for x, y in zip(*part, strict=True)])
-    splits = tasks.find("digits").load(0)
+    splits = drawn(tasks.find("digits").load, 0)
     assert [wrong(part) for part in splits] == [0.4, 0.0, 0.0]
 
 
-def test_digits_are_learnt_despite_the_wrong_labels(digits):
-    task, splits = digits
+def test_digits_are_learnt_despite_the_wrong_labels():
+    task = replace(tasks.find("digits"), evaluations=1)
+    splits = load(task, 2)
     loss = task.losses["generalized_cross_entropy"]
     accuracy = train(task, loss, splits, steps=300).metrics["accuracy"]
     assert np.all(accuracy[0] < 30)
@@ -102,7 +117,7 @@ def test_digits_are_learnt_despite_the_wrong_labels(digits):
 
 
 def test_outliers_mislead_squared_error_far_more_than_absolute_error():
-    task = tasks.find("diabetes")
+    task = replace(tasks.find("diabetes"), evaluations=1)
     splits = load(task, 2)
     squared, absolute = (
         train(task, task.losses[name], splits, steps=200).test["mean absolute error"]
@@ -112,7 +127,7 @@ def test_outliers_mislead_squared_error_far_more_than_absolute_error():
 
 
 def test_a_criterion_s_own_step_that_adds_gradients_up_is_the_step_along_their_sum():
-    task = tasks.find("multitask")
+    task = shortened(tasks.find("multitask"))
     splits, fixed = load(task, 2), task.losses["fixed weights"]
     added = balance.surgery(lambda grads: jax.tree.map(lambda g: jnp.sum(g, axis=0), grads))
     plain, own, other = (

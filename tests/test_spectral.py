@@ -34,6 +34,12 @@ LOSSES = {
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
+@partial(jax.jit, static_argnums=0)
+def step(loss, pred, target):
+    """Value and both gradients."""
+    return jax.value_and_grad(loss, (0, 1))(pred, target)
+
+
 def draw(*shape, seed=0):
     g = np.random.default_rng(seed)
     target = g.standard_normal(shape)
@@ -103,9 +109,9 @@ def test_several_resolutions_are_averaged_in_a_loop_and_out_of_it():
 
 
 def test_the_loop_over_resolutions_has_all_derivatives_of_the_plain_sum():
-    p, t = (jnp.asarray(x, jnp.float32) for x in draw(3, 2, 30, seed=2))
+    p, t = draw(3, 2, 30, seed=2)
     where = np.arange(30) < np.array([[30, 21], [1, 9], [25, 0]])[..., None]
-    moved = tuple(jnp.asarray(x) for x in draw(3, 2, 30, seed=3))
+    moved = draw(3, 2, 30, seed=3)
 
     def everything(p, t, gain, eps, moved, where):
         def f(p, t, gain, eps):
@@ -116,14 +122,14 @@ def test_the_loop_over_resolutions_has_all_derivatives_of_the_plain_sum():
         args = p, t, gain, eps
         direction = (*moved, 0.3 * jnp.ones_like(gain), 0.001 * jnp.ones_like(eps))
         along = jax.jvp(f, args, direction)
-        forward_over_reverse = jax.jvp(grad, args, direction)[1]
+        forward_over_reverse = jax.jvp(grad, args, direction)
         reverse = jax.grad(lambda p: jnp.sum(jax.grad(f)(p, *args[1:]) * moved[0]))(p)
-        return grad(*args), along, forward_over_reverse, reverse
+        return along, forward_over_reverse, reverse
 
-    args = p, t, jnp.float32(0.7), jnp.float32(1e-2), moved, where
+    args = p, t, np.float32(0.7), np.float32(1e-2), moved, where
     mapped = jax.jit(jax.vmap(everything, (0, 0, None, None, 0, 0)))
     with jax.enable_x64(True):
-        args = jax.tree.map(lambda x: x if x.dtype == bool else jnp.asarray(x, float), args)
+        args = jax.tree.map(lambda x: x if x.dtype == bool else np.float64(x), args)
         found = []
         for small in (0, 10**6):
             jax.clear_caches()
@@ -170,7 +176,7 @@ def test_the_loop_can_be_exported():
 def test_equal_waves_and_silence_cost_nothing_and_pull_nowhere(loss):
     p, _ = draw(2, 64)
     for wave in (p, np.zeros_like(p)):
-        value, slopes = jax.value_and_grad(loss, (0, 1))(wave, wave)
+        value, slopes = step(loss, wave, wave)
         assert value == 0
         for slope in slopes:
             np.testing.assert_array_equal(slope, 0)
@@ -180,7 +186,7 @@ def test_equal_waves_and_silence_cost_nothing_and_pull_nowhere(loss):
 def test_silence_against_sound_is_finite_with_finite_derivatives(loss):
     p, _ = draw(2, 64)
     for pair in ((p, 0 * p), (0 * p, p)):
-        value, slopes = jax.value_and_grad(loss, (0, 1))(*pair)
+        value, slopes = step(loss, *pair)
         assert np.isfinite(value)
         assert value > 0
         assert np.all(np.isfinite(slopes))
@@ -190,16 +196,16 @@ def test_silence_against_sound_is_finite_with_finite_derivatives(loss):
 @pytest.mark.parametrize("scale", [1e-25, 1e10, 1e25])
 def test_values_and_gradients_are_finite_at_any_level(loss, scale):
     p, t = ((x.astype(np.float64) * scale).astype(np.float32) for x in draw(2, 64))
-    value, slope = jax.value_and_grad(loss)(p, t)
+    value, slopes = step(loss, p, t)
     if not (loss is LOSSES["stft"] and scale > 1e20):  # its linear term is as large as the waves
         assert np.isfinite(value)
-    assert np.all(np.isfinite(slope))
+    assert np.all(np.isfinite(slopes))
 
 
 def test_a_level_changes_no_ratio():
     p, t = draw(2, 64)
-    got = multi_resolution_stft_loss(np.float32(2.0**70) * p, np.float32(2.0**70) * t, **MANY)
-    np.testing.assert_allclose(got, multi_resolution_stft_loss(p, t, **MANY), rtol=1e-6)
+    got, _ = step(LOSSES["many"], np.float32(2.0**70) * p, np.float32(2.0**70) * t)
+    np.testing.assert_allclose(got, step(LOSSES["many"], p, t)[0], rtol=1e-6)
 
 
 @each_loss
@@ -207,12 +213,13 @@ def test_float16_waves_are_compared_in_float32(loss):
     p, t = (100 * x.astype(np.float16) for x in draw(2, 64))
     got = loss(p, t)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, loss(p.astype(np.float32), t.astype(np.float32)), rtol=1e-6)
+    expected, _ = step(loss, p.astype(np.float32), t.astype(np.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @each_loss
 def test_a_wave_shorter_than_the_transform_raises(loss):
-    short = jnp.ones((2, 20))
+    short = np.ones((2, 20), np.float32)
     with pytest.raises(ValueError, match=r"pred: expected at least 32 samples \(fft_size"):
         loss(short, short)
 
@@ -232,7 +239,7 @@ def test_hiding_the_end_of_a_wave_cuts_it_off_but_for_frames_over_the_cut(loss):
     p, t = draw(1, 400)
     where = np.arange(400)[None] < 320
     t[:, 320:], p[:, 320:] = np.nan, np.inf
-    value, slope = jax.value_and_grad(lambda p: loss(p, t, where=where))(p)
+    value, slope = jax.jit(jax.value_and_grad(lambda p: loss(p, t, where=where)))(p)
     np.testing.assert_array_equal(slope[:, 320:], 0)
     cut = loss(p[:, :320], t[:, :320])
     assert abs(value - cut) < 0.2 * cut  # at most 4 of 40 frames differ
@@ -253,17 +260,8 @@ def test_frames_without_a_kept_sample_leave_the_mean():
 def test_hidden_samples_between_kept_ones_are_zero():
     p, t = draw(2, 64)
     where = np.random.default_rng(0).random((2, 64)) < 0.8
-    zeroed = (np.where(where, x, 0) for x in (p, t))
-    np.testing.assert_allclose(
-        LOSSES["many"](p, t, where=where), LOSSES["many"](*zeroed), rtol=1e-6
-    )
-
-
-def test_an_item_that_is_hidden_is_no_unit():
-    p, t = draw(2, 64)
-    where = np.array([[True], [False]]) & np.ones(64, bool)
-    for loss in LOSSES.values():
-        np.testing.assert_allclose(loss(p, t, where=where), loss(p[:1], t[:1]), rtol=1e-6)
+    expected, _ = step(LOSSES["many"], *(np.where(where, x, np.float32(0)) for x in (p, t)))
+    np.testing.assert_allclose(LOSSES["many"](p, t, where=where), expected, rtol=1e-6)
 
 
 def test_filters_are_triangles_of_equal_area_and_some_of_them_empty_at_small_sizes():
@@ -273,7 +271,7 @@ def test_filters_are_triangles_of_equal_area_and_some_of_them_empty_at_small_siz
     assert np.any(small.sum(1) == 0)
     p, t = draw(1, 64)
     options = dict(sample_rate=44100, fft_size=32, hop_size=8, window_size=32, num_mels=20)
-    value, slope = jax.value_and_grad(partial(mel_spectrogram_loss, **options))(p, t)
+    value, slope = jax.jit(jax.value_and_grad(partial(mel_spectrogram_loss, **options)))(p, t)
     assert np.isfinite(value)
     assert np.all(np.isfinite(slope))
 
@@ -334,7 +332,7 @@ def test_memory_is_that_of_the_largest_resolution_not_of_their_sum():
         picked = {name: tuple(row[i] for i in which) for name, row in sizes.items()}
         return temporaries(partial(multi_resolution_stft_loss, **picked))
 
-    assert of(0, 1, 2) < 1.05 * max(of(i) for i in range(3))
+    assert of(0, 1, 2) < 1.05 * of(2)
     scales = partial(multi_scale_mel_loss, sample_rate=16000)
     assert temporaries(scales) < 1.2 * temporaries(
         partial(scales, fft_sizes=(2048,), num_mels=(320,))
@@ -355,7 +353,7 @@ def test_one_resolution_needs_the_memory_of_two_spectra_and_as_much_again():
     ],
 )
 def test_sizes_that_make_no_transform_raise(options, message):
-    wave = jnp.ones((1, 64))
+    wave = np.ones((1, 64), np.float32)
     with pytest.raises(ValueError, match=message):
         stft_loss(wave, wave, **{**SIZE, **options})
 
@@ -380,6 +378,6 @@ def test_sizes_that_make_no_transform_raise(options, message):
     ids=["hops", "mels", "band", "rate"],
 )
 def test_options_that_do_not_fit_together_raise(call, message):
-    wave = jnp.ones((1, 64))
+    wave = np.ones((1, 64), np.float32)
     with pytest.raises(ValueError, match=message):
         call(wave, wave)

@@ -1,6 +1,7 @@
 """Ratios of energies: silence, perfect estimates, levels, masks, and what float16 can hold."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,12 @@ def draw(*shape, seed=0, noise=0.5):
     return (target + noise * g.standard_normal(shape)).astype(np.float32), target.astype(np.float32)
 
 
+@partial(jax.jit, static_argnums=0)
+def step(loss, p, t):
+    """Value and both gradients."""
+    return jax.value_and_grad(loss, (0, 1))(p, t)
+
+
 def by_formula(name, p, t, eps=EPS, zero_mean=True):
     """The catalogue's formulas in float64, on one item."""
     p, t = np.float64(p), np.float64(t)
@@ -52,12 +59,18 @@ def test_values_follow_the_formula_and_hidden_samples_count_as_deleted(loss):
     p, t = draw(3, 50)
     where = np.random.default_rng(1).random((3, 50)) < 0.6
     where[2] = False
-    got = loss(p, t, where=where, reduction="none")
+
+    @jax.jit
+    def run(p, t):
+        units = partial(loss, p, t, reduction="none")
+        return units(where=where), loss(p, t, where=where), units()
+
+    got, mean, every = run(p, t)
     kept = [by_formula(loss.__name__, *(x[i][where[i]] for x in (p, t))) for i in (0, 1)]
     np.testing.assert_allclose(got, [*kept, 0], rtol=3e-6)
-    np.testing.assert_allclose(loss(p, t, where=where), np.mean(kept), rtol=3e-6)
+    np.testing.assert_allclose(mean, np.mean(kept), rtol=3e-6)
     whole = [by_formula(loss.__name__, *x) for x in zip(p, t, strict=True)]
-    np.testing.assert_allclose(loss(p, t, reduction="none"), whole, rtol=3e-6)
+    np.testing.assert_allclose(every, whole, rtol=3e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -88,9 +101,8 @@ def test_a_perfect_estimate_has_a_finite_value_and_no_pull_but_to_be_louder(loss
 def test_silence_is_finite_with_a_finite_gradient(loss, silent):
     p, t = draw(2, 40)
     p, t = (p if silent == "target" else 0 * p), (t if silent == "pred" else 0 * t)
-    for names in (0, 1):
-        assert np.all(np.isfinite(jax.grad(loss, names)(p, t)))
-    value = loss(p, t)
+    value, slopes = step(loss, p, t)
+    assert np.all(np.isfinite(slopes))
     expected = np.mean([by_formula(loss.__name__, *x) for x in zip(p, t, strict=True)])
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
@@ -98,13 +110,13 @@ def test_silence_is_finite_with_a_finite_gradient(loss, silent):
 def test_a_silent_target_sits_at_eighty_decibels_unless_it_is_no_unit():
     p, t = draw(3, 40)
     t[1] = 0
-    units = si_sdr_loss(p, t, reduction="none")
+    units = np.asarray(si_sdr_loss(p, t, reduction="none"))
     assert units[1] == pytest.approx(80)
-    kept = si_sdr_loss(p, t, min_energy=1e-6)
+    run = jax.jit(jax.value_and_grad(partial(si_sdr_loss, min_energy=1e-6)))
+    kept, slope = jax.device_get(run(p, t))
     np.testing.assert_allclose(kept, (units[0] + units[2]) / 2, rtol=1e-6)
-    slope = jax.grad(lambda p: si_sdr_loss(p, t, min_energy=1e-6))(p)
     np.testing.assert_array_equal(slope[1], 0)
-    assert si_sdr_loss(p, 0 * t, min_energy=1e-6) == 0
+    assert run(p, 0 * t)[0] == 0
 
 
 def test_energies_below_the_least_one_count_after_the_mean_is_gone():
@@ -139,7 +151,8 @@ def test_the_bound_of_a_ratio_is_reached_by_a_perfect_estimate_and_takes_the_pul
     p, t = draw(1, 200, noise=1e-3)
     assert snr_loss(t, t, soft_max=30.0) == pytest.approx(-30, abs=1e-4)
     bounded, free = (
-        np.abs(jax.grad(lambda p, m=m: snr_loss(p, t, soft_max=m))(p)).max() for m in (30.0, None)
+        np.abs(jax.jit(jax.grad(partial(snr_loss, soft_max=bound)))(p, t)).max()
+        for bound in (30.0, None)
     )
     assert bounded < 0.01 * free
     centred = [np.float64(x - x.mean()) for x in (p, t)]
@@ -156,7 +169,7 @@ def test_values_and_gradients_are_finite_at_any_level(loss, scale):
     assert np.all(np.isfinite(value))
     assert np.all(np.isfinite(slope))
     if scale > 1 and loss is not dc_loss:
-        np.testing.assert_allclose(value, loss(*draw(2, 40), reduction="none"), rtol=1e-4)
+        np.testing.assert_allclose(value, units_and_gradient(loss, *draw(2, 40))[0], rtol=1e-4)
     mixed = units_and_gradient(loss, p, draw(2, 40)[1])
     assert all(np.all(np.isfinite(x)) for x in mixed[scale > 1e4 and loss in (esr_loss, dc_loss) :])
 
@@ -165,9 +178,10 @@ def test_values_and_gradients_are_finite_at_any_level(loss, scale):
 def test_energies_beyond_float16_do_not_overflow(loss):
     p, t = (20 * x.astype(np.float16) for x in draw(1, 4000))
     assert float(np.sum(np.float64(t) ** 2)) > 65504
-    got = loss(p, t)
+    wide = p.astype(np.float32), t.astype(np.float32)
+    got, expected = jax.jit(lambda *pairs: [loss(*pair) for pair in pairs])((p, t), wide)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, loss(p.astype(np.float32), t.astype(np.float32)), rtol=1e-6)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_an_offset_costs_nothing_without_the_mean_and_much_with_it():
