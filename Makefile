@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
-PYTEST := $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 .PHONY: demo test accuracy parity lint bench notebooks clean
 
@@ -11,13 +11,13 @@ demo: $(VENV)/demo.stamp  ## Train one model per loss on real data; table here, 
 	$(BIN)/python -m jaxloss compare
 
 test: $(VENV)/test.stamp  ## Every test that needs no peer
-	$(PYTEST) -n auto --showlocals --durations 15 --ignore tests/parity tests
+	$(PYTEST) --showlocals --durations 15 --ignore tests/parity tests
 
-accuracy: $(VENV)/test.stamp  ## What the laws say of rounding, of programs compiled as users compile
-	FULL_OPTIMIZATION=1 $(PYTEST) -n auto tests/test_laws.py --laws accuracy,gradient_accuracy,garbage,finite
+accuracy: $(VENV)/test.stamp  ## The laws of rounding and derivatives, compiled as users compile
+	FULL_OPTIMIZATION=1 $(PYTEST) tests/test_laws.py --laws accuracy,gradient_accuracy,double,numerical,garbage,finite
 
 parity: $(VENV)/peers.stamp  ## Compare with the published peers
-	$(PYTEST) -n auto tests/parity
+	$(PYTEST) tests/parity
 
 lint: $(VENV)/dev.stamp  ## Style, types and the floors
 	$(BIN)/ruff check .
