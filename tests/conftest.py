@@ -56,7 +56,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Forget compiled programs now and then: those of hundreds of laws would fill gigabytes."""
     compiled = item.config.stash[COMPILED]
-    if len(compiled) > 500:
+    if len(compiled) > 1500:
         compiled.clear()
         jax.clear_caches()
         getattr(mlir.make_ir_context, "cache_clear", lambda: None)()

@@ -24,8 +24,9 @@ def _units_and_gradient(
     loss: Callable[..., Any], fixed: tuple[tuple[str, Any], ...]
 ) -> Callable[..., tuple[Any, Any]]:
     def both(first: Any, *rest: Any, **traced: Any) -> tuple[Any, Any]:
-        call = lambda x, reduction: loss(x, *rest, reduction=reduction, **dict(fixed), **traced)
-        return call(first, "none"), jax.grad(call)(first, "sum")
+        call = lambda x: loss(x, *rest, reduction="none", **dict(fixed), **traced)
+        units, pull = jax.vjp(call, first)
+        return units, pull(jnp.ones_like(units))[0]
 
     return jax.jit(both)
 
@@ -38,6 +39,7 @@ def units_off(
     A unit is an ulp of the exact result plus what one ulp of every input changes in it. The points
     are the rows of `columns`; the loss sees them as arrays, the formula as mpmath numbers.
     """
+    exact = cache(exact)
     points = [tuple(float(np.float32(x)) for x in row) for row in zip(*columns, strict=True)]
     arrays = tuple(jnp.asarray(np.asarray(column, np.float32)) for column in columns)
     values = loss(*arrays, reduction="none", **options)

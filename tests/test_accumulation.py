@@ -40,7 +40,7 @@ def whole(fn, weights=None, step=None):
         named = found if isinstance(found, dict) else {"loss": found}
         return jaxloss.weighted_sum(named, weights=weights, step=step)
 
-    return jax.value_and_grad(objective, has_aux=True)(PARAMS)
+    return jax.device_get(jax.jit(jax.value_and_grad(objective, has_aux=True))(PARAMS))
 
 
 def assert_close(got, expected, tolerance=1e-6):
@@ -61,10 +61,10 @@ def test_microbatches_give_the_value_terms_and_gradient_of_the_whole_batch(
 
 
 def test_a_mean_of_the_microbatches_means_would_be_far_off():
-    (_, terms), exact = accumulate(masked, microbatches=4)(PARAMS, *BATCH)
+    (_, terms), exact = jax.jit(accumulate(masked, microbatches=4))(PARAMS, *BATCH)
     rows = [tuple(a[4 * i : 4 * i + 4] for a in BATCH) for i in range(4)]
     mean = lambda p: sum(masked(p, *part).mean() for part in rows) / 4
-    naive = jax.grad(mean)(PARAMS)
+    naive = jax.jit(jax.grad(mean))(PARAMS)
     off = optax.tree.norm(optax.tree.sub(naive, exact)) / optax.tree.norm(exact)
     assert off > 0.1
     assert terms["loss"] == pytest.approx(float(masked(PARAMS, *BATCH).mean()), rel=1e-6)
@@ -75,23 +75,23 @@ def test_weights_that_sum_to_less_than_one_are_not_rounded_up_to_one():
     fn = lambda p, x, y, w: jaxloss.squared_error(
         x @ p["w"] + p["b"], y, weights=w, reduction=sum_and_weight
     )
-    (total, _), grads = accumulate(fn, microbatches=4)(PARAMS, X, Y, weights)
+    (total, _), grads = jax.jit(accumulate(fn, microbatches=4))(PARAMS, X, Y, weights)
     plain = lambda p: jaxloss.squared_error(X @ p["w"] + p["b"], Y)
-    assert_close((total, grads), jax.value_and_grad(plain)(PARAMS))
+    assert_close((total, grads), jax.jit(jax.value_and_grad(plain))(PARAMS))
 
 
 def test_a_batch_that_is_hidden_wholly_costs_nothing_and_has_no_gradient():
     hidden = (np.full_like(X, np.nan), Y, np.zeros(16, bool))
     masked_inputs = lambda p, x, y, where: masked(p, jnp.where(where[:, None], x, 0), y, where)
-    (total, terms), grads = accumulate(masked_inputs, microbatches=4)(PARAMS, *hidden)
+    (total, terms), grads = jax.jit(accumulate(masked_inputs, microbatches=4))(PARAMS, *hidden)
     assert total == terms["loss"] == 0
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
 
 
 def test_gradients_come_in_the_dtype_of_the_parameters_and_are_added_up_in_float32():
     fn = lambda p, x: jaxloss.SumAndWeight(p.astype(jnp.float32) * jnp.sum(x), jnp.sum(x))
-    step = accumulate(fn, microbatches=512)
-    _, grad = step(jnp.array(1.0, jnp.bfloat16), jnp.ones(512))
+    step = jax.jit(accumulate(fn, microbatches=512))
+    _, grad = step(np.array(1, jnp.bfloat16), np.ones(512, np.float32))
     assert grad.dtype == jnp.bfloat16
     assert grad == 1  # in bfloat16, 256 + 1 is 256: it would be a half
 
@@ -101,7 +101,7 @@ def test_a_term_of_static_weight_zero_is_reported_and_left_out_even_as_nan():
         **two_terms(p, *batch),
         "lost": jaxloss.SumAndWeight(jnp.sum(p["w"]) * jnp.nan, jnp.ones(())),
     }
-    step = accumulate(broken, microbatches=4, weights={"lost": 0})
+    step = jax.jit(accumulate(broken, microbatches=4, weights={"lost": 0}))
     (total, terms), grads = step(PARAMS, *BATCH)
     assert np.isnan(terms["lost"])
     (expected, _), exact = whole(two_terms)
@@ -124,9 +124,11 @@ def test_in_shard_map_every_device_gets_the_global_value_and_gradient(check, mic
 def test_under_vmap_and_pmap_with_a_named_axis_too(over):
     step = value_and_grad_global(two_terms, "data", weights=WEIGHTS, step=3)
     parts = [a.reshape(8, 2, *a.shape[1:]) for a in BATCH]
-    found = over(step, in_axes=(None, 0, 0, 0), axis_name="data")(PARAMS, *parts)
+    mapped = over(step, in_axes=(None, 0, 0, 0), axis_name="data")
+    found = jax.device_get((jax.jit(mapped) if over is jax.vmap else mapped)(PARAMS, *parts))
+    expected = whole(two_terms, WEIGHTS, 3)
     for device in (0, 7):
-        assert_close(jax.tree.map(lambda x, i=device: x[i], found), whole(two_terms, WEIGHTS, 3))
+        assert_close(jax.tree.map(lambda x, i=device: x[i], found), expected)
 
 
 def test_a_schedule_compiles_once_for_all_steps():
@@ -156,15 +158,21 @@ def test_bad_input_is_named(change, error, text):
         accumulate(options["fn"], microbatches=options["microbatches"])(PARAMS, *options["batch"])
 
 
+@jax.jit
+def of_part(params, *part):
+    """Weight of a microbatch, and gradient of its mean."""
+    grads = jax.grad(lambda p: masked(p, *part).mean())(params)
+    return masked(params, *part).weight, grads
+
+
 def by_microbatch(transformation, weighted):
     """Updates of the fourth of four microbatches of unequal weight."""
-    state = transformation.init(PARAMS)
+    state, update = jax.jit(transformation.init)(PARAMS), jax.jit(transformation.update)
     for i in range(4):
         part = tuple(a[4 * i : 4 * i + 4] for a in BATCH)
-        pair = masked(PARAMS, *part)
-        grads = jax.grad(lambda p, part=part: masked(p, *part).mean())(PARAMS)
-        extra = dict(weight=pair.weight) if weighted else {}
-        updates, state = transformation.update(grads, state, PARAMS, **extra)
+        weight, grads = of_part(PARAMS, *part)
+        extra = dict(weight=weight) if weighted else {}
+        updates, state = update(grads, state, PARAMS, **extra)
         if i < 3:
             assert all(np.all(u == 0) for u in jax.tree.leaves(updates))
     return updates, state

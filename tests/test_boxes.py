@@ -1,6 +1,6 @@
 """Boxes: formulas in 50 digits, degenerate and far boxes, what peers get wrong, notations."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +94,11 @@ def boxes(count, generator=GENERATOR):
     return np.concatenate([low, low + generator.uniform(0.5, 8, (count, 2))], -1).astype(np.float32)
 
 
-def box(*numbers):
-    return np.array([numbers], np.float32)
+def box(*numbers, count=1):
+    return np.tile(np.array([numbers], np.float32), (count, 1))
+
+
+pairs = partial(box, count=36)
 
 
 # Formulas in 50 digits, each side by side with the paper; `p` and `t` are (x0, y0, x1, y1)
@@ -106,23 +109,28 @@ def sizes(p):
 
 
 def area(p):
-    return mp.fprod(sizes(p))
+    w, h = sizes(p)
+    return w * h
 
 
+@cache
 def both(p, t):
     w = min(p[2], t[2]) - max(p[0], t[0])
     h = min(p[3], t[3]) - max(p[1], t[1])
     return max(w, 0) * max(h, 0)
 
 
+@cache
 def hull(p, t):
     return min(p[0], t[0]), min(p[1], t[1]), max(p[2], t[2]), max(p[3], t[3])
 
 
+@cache
 def iou(p, t):
     return both(p, t) / (area(p) + area(t) - both(p, t))
 
 
+@cache
 def way(p, t):
     return (p[0] + p[2] - t[0] - t[2]) / 2, (p[1] + p[3] - t[1] - t[3]) / 2
 
@@ -139,7 +147,8 @@ def distance(p, t, qx=1, qy=1):
 
 def ciou(p, t):
     v = 4 / mp.pi**2 * (mp.atan2(*sizes(t)) - mp.atan2(*sizes(p))) ** 2
-    return iou(p, t) - distance(p, t) - v**2 / (1 - iou(p, t) + v)
+    score = iou(p, t)
+    return score - distance(p, t) - v**2 / (1 - score + v)
 
 
 def eiou(p, t):
@@ -266,7 +275,7 @@ def test_wise_iou_holds_the_diagonal_constant() -> None:
 
 def test_a_point_inside_its_target_has_a_finite_ciou() -> None:
     # torchvision: atan(0 / 0). The angle of a point is 0, that of a square pi/4: v = 1/4.
-    pred, target = box(1, 1, 1, 1), box(0, 0, 2, 2)
+    pred, target = pairs(1, 1, 1, 1), pairs(0, 0, 2, 2)
     value, gradient = units_and_gradient(ciou_loss, pred, target)
     np.testing.assert_allclose(value, 1 + 0.25**2 / (1 + 0.25), rtol=1e-6)
     assert np.all(np.isfinite(gradient))
@@ -284,37 +293,42 @@ def test_coincident_boxes_have_ciou_zero_and_a_finite_gradient(options) -> None:
 
 def test_the_aspect_term_of_ciou_squares_the_angles_alone() -> None:
     # keras_cv squares 4 / pi^2 too. Same centre, 1:1 inside 2:1, IoU 1/2.
-    pred, target = box(-1, -1, 1, 1), box(-2, -1, 2, 1)
+    pred, target = pairs(-1, -1, 1, 1), pairs(-2, -1, 2, 1)
     v = 4 / np.pi**2 * (np.arctan(2) - np.arctan(1)) ** 2
-    np.testing.assert_allclose(ciou_loss(pred, target), 0.5 + v**2 / (0.5 + v), rtol=1e-6)
+    value, _ = units_and_gradient(ciou_loss, pred, target)
+    np.testing.assert_allclose(value, 0.5 + v**2 / (0.5 + v), rtol=1e-6)
 
 
 def test_the_gradient_of_alpha_is_stopped_unless_asked_for() -> None:
     pred, target = boxes(36), boxes(36)
     stopped = units_and_gradient(ciou_loss, pred, target)
     whole = units_and_gradient(ciou_loss, pred, target, **FULL)
-    np.testing.assert_array_equal(stopped[0], whole[0])
+    plain = [ciou_loss(pred, target, reduction="none", **options) for options in ({}, FULL)]
+    np.testing.assert_array_equal(*plain)
     assert np.max(np.abs(stopped[1] - whole[1])) > 1e-2 * np.max(np.abs(whole[1]))
 
 
 def test_ciou_leaves_out_the_aspect_up_to_the_threshold() -> None:
-    pred, target = box(-1, -1, 1, 1), box(-2, -1, 2, 1)  # IoU 1/2
-    assert ciou_loss(pred, target, alpha_threshold=0.5) == diou_loss(pred, target)
-    assert ciou_loss(pred, target, alpha_threshold=0.49) == ciou_loss(pred, target)
+    pred, target = pairs(-1, -1, 1, 1), pairs(-2, -1, 2, 1)  # IoU 1/2
+    units = lambda loss, **options: units_and_gradient(loss, pred, target, **options)[0]
+    for threshold, expected in ((0.5, diou_loss), (0.49, ciou_loss)):
+        got = units(ciou_loss, alpha_threshold=threshold)
+        np.testing.assert_array_equal(got, units(expected))
 
 
 def test_siou_costs_more_the_farther_the_centres_are_apart() -> None:
     # mmdetection's default has the sign of the exponent reversed.
-    target = box(0, 0, 2, 2)
-    costs = [siou_loss(target + np.float32(by), target) for by in (0.0, 0.5, 1.0, 2.0, 3.0, 8.0)]
+    target = pairs(0, 0, 2, 2)
+    by = np.linspace(0, 8, 36, dtype=np.float32)[:, None]
+    costs, _ = units_and_gradient(siou_loss, target + by, target)
     assert np.all(np.diff(costs) > 0)
 
 
 @pytest.mark.parametrize("by", [0.0, 1e-30, 1e-6])
 @pytest.mark.parametrize("way", [(1, 0), (0, 1), (1, 1)])
 def test_siou_is_smooth_where_the_centres_meet(by: float, way: tuple[int, int]) -> None:
-    pred = box(-1, -1, 1, 1) + np.float32(by) * np.array([[*way, *way]], np.float32)
-    value, gradient = units_and_gradient(siou_loss, pred, box(-2, -2, 2, 2))
+    pred = pairs(-1, -1, 1, 1) + np.float32(by) * np.array([[*way, *way]], np.float32)
+    value, gradient = units_and_gradient(siou_loss, pred, pairs(-2, -2, 2, 2))
     assert np.all(np.isfinite(value))
     assert np.all(np.isfinite(gradient))
 
@@ -335,10 +349,10 @@ def test_a_hundred_thousand_pairs_need_memory_for_pairs_alone(loss) -> None:
 
 def test_boxes_are_columns_first() -> None:
     # tf-addons takes rows first; ultralytics takes centre and size by default.
-    wide, tall = box(0, 0, 4, 1), box(0, 0, 1, 4)
-    np.testing.assert_array_equal(yxyx_to_xyxy(wide), tall)
-    assert box_iou(wide, box(3, 0, 4, 1))[0] == 0.25
-    assert box_iou(tall, box(3, 0, 4, 1))[0] == 0
+    wide, tall = (0, 0, 4, 1), (0, 0, 1, 4)
+    np.testing.assert_array_equal(yxyx_to_xyxy(box(*wide)), box(*tall))
+    score = box_iou(np.array([wide, tall], np.float32), box(3, 0, 4, 1, count=2))
+    np.testing.assert_array_equal(score, [0.25, 0])
 
 
 @pytest.mark.parametrize("loss", FREE_OF_SCALE, ids=named)
@@ -353,7 +367,7 @@ def test_unit_boxes_a_million_pixels_away_lose_no_digit(loss) -> None:
 
 @pytest.mark.parametrize("loss", [ciou_loss, siou_loss, mpd_in_an_image], ids=named)
 def test_areas_beyond_float16_are_finite(loss) -> None:
-    pred, target = boxes(4) * 3000, boxes(4) * 3000
+    pred, target = boxes(36) * 3000, boxes(36) * 3000
     value, gradient = units_and_gradient(loss, pred.astype(np.float16), target.astype(np.float16))
     assert np.all(np.isfinite(value))
     assert np.all(np.isfinite(gradient))
@@ -384,27 +398,30 @@ def test_the_scale_of_a_pair_does_not_matter(loss) -> None:
 
 
 def test_two_boxes_without_area_have_iou_zero() -> None:
-    point = box(1, 1, 1, 1)
-    assert box_iou(point, point)[0] == 0
-    assert iou_loss(point, point) == 1
-    assert generalized_box_iou(point, point)[0] == 0
+    point = box(1, 1, 1, 1, count=2)
+    assert not np.any(box_iou(point, point))
+    assert np.all(iou_loss(point, point, reduction="none") == 1)
+    assert not np.any(generalized_box_iou(point, point))
 
 
 def test_touching_boxes_of_one_size_have_giou_loss_one() -> None:
-    assert giou_loss(box(0, 0, 1, 1), box(1, 0, 2, 1)) == 1
+    value, _ = units_and_gradient(giou_loss, pairs(0, 0, 1, 1), pairs(1, 0, 2, 1))
+    assert np.all(value == 1)
 
 
 def test_disjoint_boxes_attract_one_another_under_giou_but_not_under_iou() -> None:
-    pred, target = box(0, 0, 1, 1), box(5, 0, 6, 1)
+    pred, target = pairs(0, 0, 1, 1), pairs(5, 0, 6, 1)
     assert not np.any(units_and_gradient(iou_loss, pred, target)[1])
     gradient = units_and_gradient(giou_loss, pred, target)[1]
-    assert gradient[0, 2] < 0  # the side that faces the target moves to the right
+    assert np.all(gradient[:, 2] < 0)  # the side that faces the target moves to the right
 
 
 def test_extended_iou_tells_distances_of_disjoint_boxes_apart() -> None:
-    costs = [extended_iou_loss(box(0, 0, 1, 1), box(by, 0, by + 1, 1)) for by in (1.0, 2.0, 4.0)]
+    by = np.linspace(1, 4, 36)[:, None] * [1, 0, 1, 0]
+    target = pairs(0, 0, 1, 1) + by.astype(np.float32)
+    costs, gradient = units_and_gradient(extended_iou_loss, pairs(0, 0, 1, 1), target)
     assert np.all(np.diff(costs) > 0)
-    assert units_and_gradient(extended_iou_loss, box(0, 0, 1, 1), box(3, 0, 4, 1))[1][0, 2] < 0
+    assert np.all(gradient[1:, 2] < 0)  # the first pair touches
 
 
 def test_nwd_is_flat_at_equality() -> None:
@@ -415,9 +432,11 @@ def test_nwd_is_flat_at_equality() -> None:
 
 
 def test_a_bounded_shift_stops_at_half_the_target() -> None:
-    target = box(0, 0, 2, 2)
-    at, beyond = (bounded_iou_loss(target + np.float32([[by, 0, by, 0]]), target) for by in (1, 9))
-    assert at == beyond == 1 - 0.1
+    target = pairs(0, 0, 2, 2)
+    for beyond in (1, 9):
+        pred = target + np.float32([[beyond, 0, beyond, 0]])
+        value, _ = units_and_gradient(bounded_iou_loss, pred, target)
+        np.testing.assert_array_equal(value, np.float32(1 - 0.1))
     assert not np.any(units_and_gradient(bounded_iou_loss, target + np.float32(9), target)[1])
 
 
@@ -433,9 +452,9 @@ def test_alpha_iou_runs_through_iou_and_squared_iou() -> None:
 
 def test_inner_iou_with_ratio_one_is_iou() -> None:
     pred, target = boxes(36), boxes(36)
-    np.testing.assert_allclose(
-        inner_iou_loss(pred, target, ratio=1.0), iou_loss(pred, target), rtol=1e-6
-    )
+    inner = inner_iou_loss(pred, target, ratio=1.0, reduction="none")
+    expected, _ = units_and_gradient(iou_loss, pred, target)
+    np.testing.assert_allclose(inner, expected, rtol=1e-6)
 
 
 @given(

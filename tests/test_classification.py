@@ -108,6 +108,13 @@ def test_bfloat16_logits_of_a_large_vocabulary_lose_nothing_but_their_own_roundi
     np.testing.assert_allclose(np.float32(gradient), slope, rtol=0, atol=2**-8)
 
 
+@partial(jax.jit, static_argnames="ignore_index")
+def mean_units_and_gradient(logits, labels, **options):
+    call = lambda z, reduction: softmax_cross_entropy(z, labels, reduction=reduction, **options)
+    units, pull = jax.vjp(lambda z: call(z, "none"), logits)
+    return call(logits, "mean"), units, pull(jnp.ones_like(units))[0]
+
+
 @BOTH
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float64])
 @pytest.mark.parametrize("soft", [False, True], ids=["integer", "dense"])
@@ -125,8 +132,7 @@ def test_smoothing_class_weights_and_ignored_labels_follow_the_formula_together(
         options |= dict(where=kept) if soft else dict(ignore_index=1)
         target = dense(labels, classes)
         given_labels = target if soft else labels
-        mean = softmax_cross_entropy(z, given_labels, **options)
-        units, gradient = units_and_gradient(softmax_cross_entropy, z, given_labels, **options)
+        mean, units, gradient = mean_units_and_gradient(z, given_labels, **options)
         smoothing = 0.2 if dtype == np.float64 else np.float64(np.float32(0.2))
         exact, slope = formula(
             z.astype(np.promote_types(np.float32, units.dtype)), target, smoothing, class_weights
@@ -201,17 +207,15 @@ def test_a_label_outside_the_classes_makes_its_unit_nan_and_no_other(loss, class
     @jax.jit
     def run(z):
         units, back = jax.vjp(lambda z: loss(z, labels, reduction="none"), z)
-        hidden = (dict(where=~bad), dict(where=labels >= 0, ignore_index=classes))
-        means = [jax.value_and_grad(lambda z, h=h: loss(z, capped, **h))(z) for h in hidden]
-        return units, back(jnp.ones(5, units.dtype))[0], means
+        mean = lambda z: loss(z, capped, where=labels >= 0, ignore_index=classes)
+        return units, back(jnp.ones(5, units.dtype))[0], jax.value_and_grad(mean)(z)
 
-    units, gradient, means = jax.device_get(run(logits))
+    units, gradient, (value, slope) = jax.device_get(run(logits))
     np.testing.assert_array_equal(np.isnan(units), bad)
     np.testing.assert_array_equal(np.isnan(gradient).all(axis=1), bad)
     assert not np.isnan(gradient[4]).any()
-    for value, gradient in means:
-        np.testing.assert_array_equal(value, units[4])
-        np.testing.assert_array_equal(np.float32(gradient[:4]), 0)
+    np.testing.assert_array_equal(value, units[4])
+    np.testing.assert_array_equal(np.float32(slope[:4]), 0)
 
 
 @pytest.mark.parametrize("loss", FAMILY, ids=lambda loss: loss.__name__)
@@ -393,6 +397,19 @@ def test_binary_smoothing_moves_labels_towards_one_half() -> None:
     )
 
 
+@partial(jax.jit, static_argnums=0)
+def along_axes(loss, logits, labels, options):
+    """Units and the gradient of their sum with the classes on each axis."""
+    parts = {}
+    for axis in (0, 1, -2, -1):
+        soft = labels.ndim == logits.ndim
+        moved = jnp.moveaxis(labels, -1, axis) if soft else labels
+        call = partial(loss, labels=moved, axis=axis, reduction="none", **options)
+        units, pull = jax.vjp(call, jnp.moveaxis(logits, -1, axis))
+        parts[axis] = units, pull(jnp.ones_like(units))[0]
+    return parts
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["integer", "dense"])
 def test_the_class_axis_may_be_anywhere(soft: bool) -> None:
     generator = np.random.default_rng(2)
@@ -402,12 +419,9 @@ def test_the_class_axis_may_be_anywhere(soft: bool) -> None:
     class_weights = np.array([1, 2, 3, 4], np.float32)
     for loss in FAMILY:
         options = {} if loss is poly_loss_cross_entropy else dict(class_weights=class_weights)
-        expected, slope = units_and_gradient(loss, logits, labels, **options)
-        for axis in (0, 1, -2):
-            moved = np.moveaxis(labels, -1, axis) if soft else labels
-            units, gradient = units_and_gradient(
-                loss, np.moveaxis(logits, -1, axis), moved, axis=axis, **options
-            )
+        parts = along_axes(loss, logits, labels, options)
+        expected, slope = parts.pop(-1)
+        for axis, (units, gradient) in parts.items():
             np.testing.assert_allclose(units, expected, rtol=1e-6)
             np.testing.assert_allclose(np.moveaxis(gradient, axis, -1), slope, atol=1e-6)
 

@@ -279,7 +279,7 @@ def test_chunks_of_arrays_split_over_an_explicit_mesh_gather_no_keys() -> None:
     put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("x", "y")))
     query, keys = draw(16, 4, np.float32)
     step = jax.jit(jax.value_and_grad(partial(clip_loss, chunk_size=1), (0, 1)))
-    expected = step(query, keys)
+    expected = jax.jit(jax.value_and_grad(clip_loss, (0, 1)))(query, keys)
     with jax.set_mesh(mesh):
         arrays = put(query), put(keys)
         compiled = step.lower(*arrays).compile()
@@ -597,11 +597,18 @@ def test_hidden_pairs_do_not_move_the_weights_of_the_others() -> None:
 
 def test_sums_of_a_chunked_siglip_add_up_over_any_reduction() -> None:
     query, keys = draw(dtype=np.float32)
-    run = partial(siglip_loss, query, keys, where=WHERE, weights=np.linspace(0, 1, N))
-    pair, whole = (run(chunk_size=size, reduction=sum_and_weight) for size in (4, None))
+
+    @jax.jit
+    def run(query: Any, keys: Any) -> Any:
+        loss = partial(siglip_loss, query, keys, where=WHERE, weights=np.linspace(0, 1, N))
+        chunked = partial(loss, chunk_size=4)
+        pair, whole = (f(reduction=sum_and_weight) for f in (chunked, loss))
+        return pair, whole, chunked(reduction="sum"), chunked(), whole.mean()
+
+    pair, whole, total, mean, expected = run(query, keys)
     close(pair, whole, 1e-6)
-    close(run(chunk_size=4, reduction="sum"), whole.sum, 1e-6)
-    close(run(chunk_size=4), whole.mean(), 1e-6)
+    close(total, whole.sum, 1e-6)
+    close(mean, expected, 1e-6)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -89,6 +89,13 @@ class Criterion:
         run = lambda predictions: self.call({**rest, **predictions}, **options)
         return jax.value_and_grad(run, has_aux=True)(predictions)
 
+    def everything(self, arrays: Arrays, gains: Mapping[str, Any]) -> Any:
+        """Total and terms, gradients by the predictions, and slopes by the gains."""
+        predictions, rest = self.split(arrays)
+        run = lambda predictions, gains: self.call({**rest, **predictions}, **gains)
+        value, slopes = jax.value_and_grad(run, (0, 1), has_aux=True)(predictions, dict(gains))
+        return value, *slopes
+
     def along_batch(self, arrays: Arrays, change: Callable[[Any], Any]) -> Arrays:
         return {n: a if n in self.shared else change(a) for n, a in arrays.items()}
 
@@ -251,7 +258,7 @@ CRITERIA = {
         logits="logits",
     ),
 }
-STEPS = {name: jax.jit(c.value_and_grad) for name, c in CRITERIA.items()}
+PROGRAMS = {name: jax.jit(c.everything) for name, c in CRITERIA.items()}
 every = pytest.mark.parametrize("name", CRITERIA)
 close = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7))
 equal = partial(jax.tree.map, np.testing.assert_array_equal)
@@ -260,6 +267,11 @@ GARBAGE = ((np.nan, 2**31 - 1), (np.inf, -1), (-np.inf, C), (1e30, 0))
 
 def drawn(name: str, seed: int = 0) -> Arrays:
     return CRITERIA[name].draw(np.random.default_rng(seed))
+
+
+def step(name: str, arrays: Arrays, gains: Mapping[str, float] | None = None) -> Any:
+    """Total and terms, and gradients by the predictions."""
+    return jax.device_get(PROGRAMS[name](arrays, gains or CRITERIA[name].gains)[:2])
 
 
 def widened(arrays: Arrays) -> Arrays:
@@ -289,11 +301,7 @@ def probes(name: str) -> dict[str, tuple[Arrays, Any]]:
         index = np.maximum(arrays["match"], 0)[..., None]
         same = {"boxes": np.take_along_axis(arrays["pred_boxes"], index, 1)}
     varied["coincident"] = {**arrays, **same}
-    stacked = jax.tree.map(lambda *x: np.stack(x), *varied.values())
-    got = jax.device_get(jax.jit(jax.vmap(c.value_and_grad))(stacked))
-    return {
-        key: (varied[key], jax.tree.map(lambda x, i=i: x[i], got)) for i, key in enumerate(varied)
-    }
+    return {key: (probe, step(name, probe)) for key, probe in varied.items()}
 
 
 @every
@@ -358,8 +366,7 @@ def test_gains_may_be_traced_and_do_not_compile_again(name) -> None:
     c.call(arrays, **{n: 2 * g for n, g in c.gains.items()})
     c.call(arrays, **{n: 3 * g for n, g in c.gains.items()})
     assert c.loss.jitted._cache_size() == compiled + 1  # with and without, not once for each number
-    slope = jax.grad(lambda gains: c.call(arrays, **gains)[0])
-    slopes = jax.jit(slope)(dict(c.gains))
+    *_, slopes = PROGRAMS[name](arrays, c.gains)
     assert len(slopes) == len(c.gains)
     np.testing.assert_allclose(
         sum(g * slopes[n] for n, g in c.gains.items())
@@ -386,7 +393,7 @@ def test_half_precision_comes_out_in_float32_with_gradients_in_its_own_dtype(nam
     predictions, rest = c.split(drawn(name))
     half = {n: a.astype(dtype) for n, a in predictions.items()}
     wide = {n: a.astype(np.float32) for n, a in half.items()}
-    (value, gradients), (expected, slopes) = (STEPS[name]({**rest, **p}) for p in (half, wide))
+    (value, gradients), (expected, slopes) = (step(name, {**rest, **p}) for p in (half, wide))
     assert {leaf.dtype for leaf in jax.tree.leaves(value)} == {np.dtype("float32")}
     close(value, expected)
     for n, gradient in gradients.items():
@@ -405,10 +412,9 @@ def test_values_and_gradients_agree_with_double_precision_and_with_differences(n
         rng = np.random.default_rng(5)
         toward = {n: rng.uniform(-1, 1, a.shape) for n, a in predictions.items()}
         moved = lambda by: {**arrays, **{n: predictions[n] + by * toward[n] for n in toward}}
-        step = lambda by, gains: jax.device_get(STEPS[name](moved(by), **gains))
-        (expected, slopes), smooth = step(0, c.gains), {**c.gains, **c.smooth}
+        (expected, slopes), smooth = step(name, moved(0)), {**c.gains, **c.smooth}
         (_, gradients), ((ahead, _), _), ((behind, _), _) = (
-            step(by, smooth) for by in (0, 1e-6, -1e-6)
+            step(name, moved(by), smooth) for by in (0, 1e-6, -1e-6)
         )
     assert {leaf.dtype for leaf in jax.tree.leaves(expected)} == {np.dtype("float64")}
     size = sum(np.sum(np.abs(g)) for g in gradients.values())
@@ -462,11 +468,14 @@ def test_annotations_hold_and_promotion_may_be_strict(name) -> None:
     assert {x.shape for x in terms.values()} == {()}
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         out, _ = jax.eval_shape(c.value_and_grad, arrays)
+        several = {n: np.stack([a, a]) for n, a in arrays.items()}
+        mapped, _ = jax.eval_shape(jax.vmap(c.value_and_grad), several)
         predictions, rest = c.split(arrays)
         jax.eval_shape(lambda p: jax.jvp(lambda p: c.call({**rest, **p}), (p,), (p,)), predictions)
     with jax.checking_leaks():
         jax.eval_shape(c.call, arrays)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(out))
+    assert {x.shape for x in jax.tree.leaves(mapped)} == {(2,)}
 
 
 @every
@@ -666,7 +675,7 @@ def test_a_label_that_is_no_class_makes_the_total_nan(name, label) -> None:
     place = tuple(axis[-1] for axis in np.nonzero(kept))
     bad = arrays[labels].copy()
     bad[place] = label
-    (total, terms), gradients = STEPS[name]({**arrays, labels: bad})
+    (total, terms), gradients = step(name, {**arrays, labels: bad})
     assert np.isnan(total)
     assert np.isnan(terms["cls"])
     image, *_ = place
@@ -678,7 +687,7 @@ def test_a_label_that_is_no_class_makes_the_total_nan(name, label) -> None:
     if name != "fcos":
         boxes = arrays["boxes"].copy()
         boxes[place] = np.nan
-        assert np.isnan(STEPS[name]({**arrays, "boxes": boxes})[0][0])
+        assert np.isnan(step(name, {**arrays, "boxes": boxes})[0][0])
 
 
 @pytest.mark.parametrize("match", [Q, 2**31 - 1, -2, "twice"])
@@ -688,9 +697,9 @@ def test_a_match_that_is_no_query_or_used_twice_makes_the_total_nan(match) -> No
     where[2, :2] = True
     bad = arrays["match"].copy()
     bad[2, 0] = bad[2, 1] if match == "twice" else match
-    assert np.isnan(STEPS["detr"]({**arrays, "where": where, "match": bad})[0][0])
+    assert np.isnan(step("detr", {**arrays, "where": where, "match": bad})[0][0])
     where[2, 0] = False
-    assert np.isfinite(STEPS["detr"]({**arrays, "where": where, "match": bad})[0][0])
+    assert np.isfinite(step("detr", {**arrays, "where": where, "match": bad})[0][0])
 
 
 def test_targets_that_are_nan_make_the_yolo_total_nan() -> None:
@@ -699,7 +708,7 @@ def test_targets_that_are_nan_make_the_yolo_total_nan() -> None:
     for name in ("target_scores", "target_boxes"):
         bad = arrays[name].copy()
         bad[place] = np.nan
-        assert np.isnan(STEPS["yolo"]({**arrays, name: bad})[0][0])
+        assert np.isnan(step("yolo", {**arrays, name: bad})[0][0])
 
 
 def test_an_object_too_large_for_the_bins_is_fitted_as_well_as_they_allow() -> None:

@@ -1,5 +1,6 @@
 """Ranked probability scores: against integrals and all pairs, ties, one member, memory."""
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -56,6 +57,13 @@ CLOSED = {
 }
 
 
+@partial(jax.jit, static_argnums=0, static_argnames="fair")
+def step(score, *arrays, **options):
+    """Value and the gradient in each array."""
+    return jax.value_and_grad(score, range(len(arrays)))(*arrays, **options)
+
+
+@partial(jax.jit, static_argnames="fair")
 def all_pairs(samples, target, fair):
     """The definition, with its table of all pairs."""
     count = samples.shape[-1]
@@ -83,16 +91,14 @@ def test_closed_forms_are_the_integral_that_defines_the_score(name):
     loss, _, distribution = CLOSED[name]
     for y in (-2.0, 0.4, 3.0):
         expected = integral(distribution(0.3, 1.7).cdf, y, -70, 70)
-        np.testing.assert_allclose(loss(*map(jnp.array, (0.3, 1.7, y))), expected, rtol=1e-6)
+        np.testing.assert_allclose(loss(*np.float32([0.3, 1.7, y])), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_a_scale_that_vanishes_leaves_the_absolute_error_and_learns_no_more(name):
     loss, *_ = CLOSED[name]
     for scale in (0.0, -1.0, 1e-9):
-        value, slopes = jax.value_and_grad(loss, (0, 1, 2))(
-            *map(jnp.float32, (1.0, scale, 3.5)), min_scale=1e-6
-        )
+        value, slopes = step(loss, *np.float32([1, scale, 3.5]), min_scale=1e-6)
         np.testing.assert_allclose(value, 2.5, rtol=1e-6)
         np.testing.assert_array_equal(slopes, [-1, 0, 1])
 
@@ -100,17 +106,18 @@ def test_a_scale_that_vanishes_leaves_the_absolute_error_and_learns_no_more(name
 @pytest.mark.parametrize("name", CLOSED)
 def test_a_nan_scale_is_not_hidden_by_the_floor_but_by_a_mask(name):
     loss, *_ = CLOSED[name]
-    one, scale = jnp.ones(2), jnp.array([0.5, jnp.nan])
+    one, scale = np.ones(2, np.float32), np.float32([0.5, np.nan])
     np.testing.assert_array_equal(np.isnan(loss(one, scale, one, reduction="none")), [False, True])
-    value, slope = jax.value_and_grad(loss, 1)(one, scale, one, where=jnp.array([True, False]))
+    value, slopes = step(loss, one, scale, one, where=np.array([True, False]))
     assert np.isfinite(value)
-    assert slope[1] == 0
+    assert slopes[1][1] == 0
 
 
 def test_checked_names_a_least_scale_that_is_not_positive():
     for loss, *_ in CLOSED.values():
+        zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
         with pytest.raises(ValueError, match=f"{loss.__name__}: min_scale"):
-            checked(loss)(jnp.zeros(1), jnp.ones(1), jnp.zeros(1), min_scale=0.0)
+            checked(loss)(zero, one, zero, min_scale=0.0)
 
 
 # Mixtures
@@ -122,7 +129,7 @@ def test_a_mixture_is_the_integral_that_defines_the_score():
     cdf = lambda x: np.sum(p * stats.norm.cdf(x, means, scales))
     with jax.enable_x64(True):
         for y in (-2.5, 0.7, 4.0):
-            got = crps_gaussian_mixture(*map(jnp.asarray, (logits, means, scales, np.array(y))))
+            got = crps_gaussian_mixture(logits, means, scales, np.array(y))
             np.testing.assert_allclose(got, integral(cdf, y, -30, 30), rtol=1e-7)
 
 
@@ -138,10 +145,9 @@ def test_equal_components_and_components_of_weight_zero_leave_one_gaussian():
 
 
 def test_components_may_be_of_any_sizes_beside_one_another():
-    logits, scales = jnp.array([0.0, 0.3, -1e4]), jnp.array([1e25, 0.0, 1e-25])
-    parts = jax.value_and_grad(crps_gaussian_mixture, (0, 1, 2))(
-        logits, jnp.array([1e25, 0.0, 3.0]), scales, jnp.float32(1)
-    )
+    logits, means = np.float32([0, 0.3, -1e4]), np.float32([1e25, 0, 3])
+    scales = np.float32([1e25, 0, 1e-25])
+    parts = step(crps_gaussian_mixture, logits, means, scales, np.float32(1))
     assert all(np.all(np.isfinite(part)) for part in jax.tree.leaves(parts))
 
 
@@ -162,13 +168,14 @@ def test_a_mixture_of_spikes_is_an_ensemble():
 def test_value_and_slopes_are_those_of_all_pairs(count, fair):
     samples = SAMPLES[:, :count]
     with jax.enable_x64(True):
-        total = lambda x, y: jnp.sum(crps_ensemble(x, y, fair=fair, reduction="none"))
-        pairs = lambda x, y: jnp.sum(all_pairs(x, y, fair))
-        units = crps_ensemble(samples, TARGET, fair=fair, reduction="none")
-        np.testing.assert_allclose(units, all_pairs(samples, TARGET, fair), rtol=1e-12, atol=1e-14)
-        slopes, true = (jax.grad(f, (0, 1))(jnp.asarray(samples), TARGET) for f in (total, pairs))
-        for got, expected in zip(slopes, true, strict=True):
-            np.testing.assert_allclose(got, expected, atol=1e-14)
+        ours = partial(crps_ensemble, fair=fair, reduction="none")
+        plain = partial(all_pairs, fair=fair)
+        slopes = lambda f, *a: jax.grad(lambda *a: jnp.sum(f(*a)), (0, 1))(*a)
+        run = lambda *a: [(f(*a), *slopes(f, *a)) for f in (ours, plain)]
+        (units, *slope), (exact, *true) = jax.jit(run)(samples, TARGET)
+    np.testing.assert_allclose(units, exact, rtol=1e-12, atol=1e-14)
+    for got, expected in zip(slope, true, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-14)
 
 
 def test_an_ensemble_is_the_integral_over_its_steps():
@@ -177,15 +184,14 @@ def test_an_ensemble_is_the_integral_over_its_steps():
         middles = (edges[1:] + edges[:-1]) / 2
         cdf = np.mean(samples <= middles[:, None], axis=-1)
         expected = np.sum(np.diff(edges) * (cdf - (middles > y)) ** 2)
-        got = crps_ensemble(jnp.float32(samples), jnp.float32(y))
+        got = crps_ensemble(np.float32(samples), np.float32(y))
         np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fair", [False, True])
 def test_one_member_costs_its_absolute_error(fair):
     # The fair estimator divides by M (M - 1).
-    samples, target = jnp.array([[3.0], [1.0]]), jnp.array([1.0, 1.0])
-    value, slopes = jax.value_and_grad(crps_ensemble, (0, 1))(samples, target, fair=fair)
+    value, slopes = step(crps_ensemble, np.float32([[3], [1]]), np.float32([1, 1]), fair=fair)
     assert value == 1
     np.testing.assert_array_equal(slopes[0], [[0.5], [0]])
     np.testing.assert_array_equal(slopes[1], [-0.5, 0])
@@ -193,31 +199,36 @@ def test_one_member_costs_its_absolute_error(fair):
 
 def test_the_fair_score_is_that_of_the_distribution_on_average_and_the_other_is_not():
     # all ensembles of three fair coins; the score of the coin itself is p (1 - p)
-    draws = jnp.array(list(product([0.0, 1.0], repeat=3)))
+    draws = np.float32(list(product([0, 1], repeat=3)))
     for y in (0.0, 1.0):
-        score = lambda fair, y=y: float(crps_ensemble(draws, jnp.full(8, y), fair=fair))
+        score = lambda fair, y=y: float(crps_ensemble(draws, np.full(8, y, np.float32), fair=fair))
         np.testing.assert_allclose(score(True), 0.25, rtol=1e-6)
         np.testing.assert_allclose(score(False), 0.25 + 0.25 / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("fair", [False, True])
 def test_equal_members_share_their_slope_evenly(fair):
-    samples, target = jnp.array([[2.0, 0.0, 2.0, 2.0, -1.0]]), jnp.zeros(1)
-    slope = jax.grad(crps_ensemble)(samples, target, fair=fair)[0]
+    samples, target = np.float32([[2, 0, 2, 2, -1]]), np.zeros(1, np.float32)
+    _, ((slope,), _) = step(crps_ensemble, samples, target, fair=fair)
     others = 4 if fair else 5
     # sign(x - y) / M, less (those below - those above) / (M others); the second hits the target
     expected = np.array([1, 0, 1, 1, -1]) / 5 - np.array([2, -2, 2, 2, -4]) / (5 * others)
     np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-7)
-    same = jax.grad(crps_ensemble)(jnp.zeros((1, 4)), jnp.zeros(1), fair=fair)
+    _, (same, _) = step(crps_ensemble, 0 * samples, target, fair=fair)
     np.testing.assert_array_equal(same, 0)
 
 
 def test_second_derivatives_are_zero_and_forward_mode_agrees():
-    samples, target = jnp.float32(SAMPLES[4, :4]), jnp.float32(TARGET[4])
-    np.testing.assert_array_equal(jax.hessian(crps_ensemble)(samples, target), 0)
-    for argnum in (0, 1):
-        forward = jax.jacfwd(crps_ensemble, argnum)(samples, target)
-        np.testing.assert_allclose(forward, jax.grad(crps_ensemble, argnum)(samples, target))
+    @jax.jit
+    def run(*point):
+        both = (0, 1)
+        curve = jax.hessian(crps_ensemble)(*point)
+        return curve, jax.jacfwd(crps_ensemble, both)(*point), jax.grad(crps_ensemble, both)(*point)
+
+    curve, forward, reverse = run(np.float32(SAMPLES[4, :4]), np.float32(TARGET[4]))
+    np.testing.assert_array_equal(curve, 0)
+    for got, expected in zip(forward, reverse, strict=True):
+        np.testing.assert_allclose(got, expected)
 
 
 @settings(deadline=None)
@@ -260,8 +271,10 @@ def test_quantiles_cost_twice_their_mean_pinball_loss():
     levels = np.linspace(0.1, 0.9, M).astype(np.float32)
     pred, target = np.float32(SAMPLES), np.float32(TARGET)
     for ours, half in zip(
-        jax.value_and_grad(crps_quantile)(pred, target, levels),
-        jax.value_and_grad(multi_quantile_loss)(pred, target, levels),
+        *(
+            jax.jit(jax.value_and_grad(loss))(pred, target, levels)
+            for loss in (crps_quantile, multi_quantile_loss)
+        ),
         strict=True,
     ):
         np.testing.assert_allclose(ours, 2 * half, rtol=1e-6)
@@ -270,14 +283,14 @@ def test_quantiles_cost_twice_their_mean_pinball_loss():
 def test_dense_quantiles_tend_to_the_score_of_the_distribution():
     levels = (np.arange(1000) + 0.5) / 1000
     pred = np.broadcast_to(stats.norm.ppf(levels), (3, 1000)).astype(np.float32)
-    target = jnp.array([-2.0, 0.1, 1.3])
-    got = crps_quantile(pred, target, jnp.float32(levels), reduction="none")
-    expected = crps_gaussian(jnp.zeros(3), jnp.ones(3), target, reduction="none")
+    target, zeros = np.float32([-2, 0.1, 1.3]), np.zeros(3, np.float32)
+    got = crps_quantile(pred, target, levels.astype(np.float32), reduction="none")
+    expected = crps_gaussian(zeros, zeros + 1, target, reduction="none")
     np.testing.assert_allclose(got, expected, rtol=1e-3)  # the tails beyond the last of 1000
 
 
 def test_levels_fit_the_last_axis_and_lie_between_zero_and_one():
     with pytest.raises(ValueError, match=r"crps_quantile: quantiles: expected shape \(3,\)"):
-        crps_quantile(jnp.zeros((2, 3)), jnp.zeros(2), jnp.zeros(2))
+        crps_quantile(np.zeros((2, 3)), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match="crps_quantile: quantiles"):
-        checked(crps_quantile)(jnp.zeros((2, 1)), jnp.zeros(2), jnp.array([1.5]))
+        checked(crps_quantile)(np.zeros((2, 1)), np.zeros(2), np.array([1.5]))

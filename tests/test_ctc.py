@@ -16,9 +16,13 @@ from jaxloss.losses.ctc import ctc_alignment, ctc_loss
 MIB = 2**20
 
 
-@partial(jax.jit, static_argnames=("precision", "blank_id"))
 def units_and_gradient(logits: Any, labels: Any, **options: Any) -> tuple[Any, Any]:
     """Units and the gradient of their sum; infinite ones count in neither."""
+    return jax.device_get(_units_and_gradient(logits, labels, **options))
+
+
+@partial(jax.jit, static_argnames=("precision", "blank_id"))
+def _units_and_gradient(logits: Any, labels: Any, **options: Any) -> tuple[Any, Any]:
     call = lambda z, reduction: ctc_loss(z, labels, reduction=reduction, **options)
     return call(logits, "none"), jax.grad(call)(logits, "sum")
 
@@ -91,7 +95,8 @@ def test_the_alignment_is_the_likeliest_of_all_paths() -> None:
     logits, labels = batch(4, 2, 3, 16, seed=3)
     where = np.ones(labels.shape, bool)
     where[8:, 0] = False
-    shown = np.asarray(ctc_alignment(logits, labels, label_where=where))
+    every = np.ones((16, 4), bool)
+    shown = np.asarray(ctc_alignment(logits, labels, where=every, label_where=where))
     for i in range(16):
         kept = np.flatnonzero(where[i])
         _, _, best = enumerated(logits[i], labels[i][where[i]])
@@ -101,11 +106,12 @@ def test_the_alignment_is_the_likeliest_of_all_paths() -> None:
 
 
 def test_the_alignment_shows_nothing_where_there_is_none_and_at_hidden_frames() -> None:
-    logits, labels = batch(3, 2, 3, 4)
+    logits, labels = batch(4, 2, 3, 16)
     labels[0], labels[1, 0] = 1, 7
-    where = np.ones((4, 3), bool)
-    where[0, 1] = where[2, 0] = False
-    shown = np.asarray(ctc_alignment(logits, labels, where=where))
+    where = np.ones((16, 4), bool)
+    where[0, :2] = where[2, 0] = False
+    every = np.ones(labels.shape, bool)
+    shown = np.asarray(ctc_alignment(logits, labels, where=where, label_where=every))
     assert (shown[:2] == -1).all()
     assert shown[2, 0] == -1
     assert {0, 1} <= set(shown[2].tolist())
@@ -121,8 +127,8 @@ def test_hidden_frames_and_labels_count_as_deleted_wherever_they_stand() -> None
     for i in range(3):
         value, slope, _ = enumerated(logits[i][where[i]], labels[i][label_where[i]])
         np.testing.assert_allclose(values[i], value, rtol=1e-6)
-        np.testing.assert_allclose(np.asarray(slopes)[i][where[i]], slope, atol=5e-7)
-        assert not np.any(np.asarray(slopes)[i][~where[i]])
+        np.testing.assert_allclose(slopes[i][where[i]], slope, atol=5e-7)
+        assert not np.any(slopes[i][~where[i]])
 
 
 @pytest.mark.parametrize("precision", ["default", "high"])
@@ -166,10 +172,10 @@ def test_a_near_certain_path_costs_almost_nothing_and_never_less() -> None:
     labels = np.tile(np.array([1, 2, 1], np.int32), (6, 1))
     with jax.enable_x64(True):
         wide = logits.astype(np.float64)
-        exact, right = jax.device_get(units_and_gradient(wide, labels, precision="default"))
+        exact, right = units_and_gradient(wide, labels, precision="default")
     scale = np.max(np.abs(right), axis=(1, 2), keepdims=True)
     for precision in ("default", "high"):
-        values, slopes = jax.device_get(units_and_gradient(logits, labels, precision=precision))
+        values, slopes = units_and_gradient(logits, labels, precision=precision)
         assert np.all(values >= 0)
         np.testing.assert_allclose(slopes / scale, right / scale, rtol=0, atol=4e-7)
         if precision == "default":
@@ -222,7 +228,9 @@ def test_both_precisions_agree_with_the_plain_recursion_in_every_derivative() ->
             back = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), v))(z)
             return jax.jvp(loss, (z,), (v,)), both, back
 
-        right = jax.jit(partial(everything, plain))(logits, moved)
+        both = jax.jit(lambda z, v: jax.jvp(jax.value_and_grad(plain), (z,), (v,)))
+        (value, slope), (along, curved) = jax.device_get(both(logits, moved))
+        right = (value, along), (slope, curved), curved
         for precision in ("default", "high"):
             ours = lambda z, p=precision: ctc_loss(z, labels, precision=p, reduction="sum")
             got = jax.jit(partial(everything, ours))(logits, moved)

@@ -37,12 +37,14 @@ def test_packed_lists_are_the_padded_ones(name: str) -> None:
 
 
 def test_a_real_item_of_no_list_makes_its_row_nan_and_a_hidden_one_does_not() -> None:
-    scores, relevance = jnp.zeros((2, 3)), jnp.ones((2, 3))
-    segments = jnp.array([[0, 1, 5], [0, 1, 1]])
-    loss = partial(softmax_ranking_loss, scores, relevance, segments=segments, num_segments=2)
-    assert jnp.all(jnp.isnan(loss(reduction="none")[0]))
-    assert jnp.all(jnp.isfinite(loss(reduction="none")[1]))
-    assert jnp.isfinite(loss(where=segments < 2))
+    scores, relevance = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    segments = np.array([[0, 1, 5], [0, 1, 1]])
+    packed = dict(segments=segments, num_segments=2, reduction="none")
+    loss = partial(softmax_ranking_loss, scores, relevance, **packed)
+    units = np.asarray(loss(where=np.ones((2, 3), bool)))
+    assert np.all(np.isnan(units[0]))
+    assert np.all(np.isfinite(units[1]))
+    assert np.all(np.isfinite(loss(where=segments < 2)))
     with pytest.raises(ValueError, match=r"segments: expected values in \[0, 2\), got 1"):
         checked(softmax_ranking_loss)(scores, relevance, segments=segments, num_segments=2)
     with pytest.raises(ValueError, match="softmax_ranking_loss: num_segments: expected the number"):
@@ -50,12 +52,12 @@ def test_a_real_item_of_no_list_makes_its_row_nan_and_a_hidden_one_does_not() ->
 
 
 def test_relevance_is_taken_as_it_is_or_normalised_by_hand() -> None:
-    scores, relevance = jnp.array([[0.3, -1.0, 2.0]]), jnp.array([[2.0, 0.0, 1.0]])
+    scores, relevance = np.float32([[0.3, -1.0, 2.0]]), np.float32([[2.0, 0.0, 1.0]])
     share = normalize_relevance(relevance)
     np.testing.assert_allclose(share, [[2 / 3, 0, 1 / 3]], rtol=1e-6)
     whole, part = (softmax_ranking_loss(scores, y) for y in (relevance, share))
     np.testing.assert_allclose(whole, 3 * part, rtol=1e-6)
-    np.testing.assert_array_equal(normalize_relevance(jnp.zeros(3)), 0)
+    np.testing.assert_array_equal(normalize_relevance(0 * relevance), 0)
     packed = dict(segments=np.array([0, 1, 0, 2]), num_segments=3)
     shown = np.array([True, True, True, False])
     share = normalize_relevance(np.array([3, 5, 1, np.nan], np.float32), where=shown, **packed)
@@ -63,30 +65,36 @@ def test_relevance_is_taken_as_it_is_or_normalised_by_hand() -> None:
 
 
 def test_a_list_without_relevance_costs_nothing_and_stays_a_unit() -> None:
-    scores, relevance = jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.array([[0.0, 0.0], [1.0, 0.0]])
-    for loss in (softmax_ranking_loss, poly1_softmax_ranking_loss, unique_softmax_ranking_loss):
-        units = loss(scores, relevance, reduction="none")
-        value, gradient = jax.value_and_grad(loss)(scores, relevance)
+    losses = (softmax_ranking_loss, poly1_softmax_ranking_loss, unique_softmax_ranking_loss)
+
+    @jax.jit
+    def run(s, y):
+        return [(loss(s, y, reduction="none"), jax.value_and_grad(loss)(s, y)) for loss in losses]
+
+    scores, relevance = np.float32([[0, 1], [0, 0]]), np.float32([[0, 0], [1, 0]])
+    for units, (value, gradient) in jax.device_get(run(scores, relevance)):
         assert units[0] == 0
         np.testing.assert_allclose(value, units[1] / 2, rtol=1e-6)
         np.testing.assert_array_equal(gradient[0], 0)
 
 
 def test_an_item_of_score_minus_infinity_costs_only_if_it_is_relevant() -> None:
-    scores = jnp.array([[1.0, -jnp.inf, 2.0, -jnp.inf]])
-    useless, useful = jnp.array([[1.0, 0.0, 2.0, 0.0]]), jnp.array([[1.0, 3.0, 2.0, 0.0]])
-    for loss in (
+    scores = np.float32([[1, -np.inf, 2, -np.inf]])
+    useless, useful = np.float32([[1, 0, 2, 0]]), np.float32([[1, 3, 2, 0]])
+    losses = (
         softmax_ranking_loss,
         poly1_softmax_ranking_loss,
         unique_softmax_ranking_loss,
         list_mle_loss,
-    ):
-        value, gradient = jax.value_and_grad(loss)(scores, useless)
-        without, expected = jax.value_and_grad(loss)(scores[:, ::2], useless[:, ::2])
+    )
+    run = jax.jit(lambda s, y: [jax.value_and_grad(loss)(s, y) for loss in losses])
+    ways = (scores, useless), (scores[:, ::2], useless[:, ::2]), (scores, useful)
+    found = jax.device_get([run(*way) for way in ways])
+    for (value, gradient), (without, expected), (costly, _) in zip(*found, strict=True):
         np.testing.assert_allclose(value, without, rtol=1e-6)
         np.testing.assert_allclose(gradient[:, ::2], expected, atol=1e-6)
         np.testing.assert_array_equal(gradient[:, 1::2], 0)
-        assert loss(scores, useful) == jnp.inf
+        assert costly == np.inf
 
 
 def mle_by_loop(scores: np.ndarray, order: np.ndarray, weight=lambda i: 1.0) -> float:
@@ -97,13 +105,17 @@ def mle_by_loop(scores: np.ndarray, order: np.ndarray, weight=lambda i: 1.0) -> 
 
 
 def test_list_mle_is_its_loop_at_any_gap() -> None:
+    @jax.jit
+    def run(scores, relevance):
+        discount = lambda place: 1 / jnp.sqrt(place)
+        units = partial(list_mle_loss, scores, relevance, reduction="none")
+        return units(), units(discount=discount)
+
     g = np.random.default_rng(2)
     for scale in (1, 30, 1e4):
         scores = (scale * g.standard_normal((3, 40))).astype(np.float32)
         relevance = g.integers(0, 5, (3, 40))
-        discount = lambda place: 1 / jnp.sqrt(place)
-        plain = list_mle_loss(scores, relevance, reduction="none")
-        by_place = list_mle_loss(scores, relevance, discount=discount, reduction="none")
+        plain, by_place = jax.device_get(run(scores, relevance))
         for i in range(3):
             order = np.argsort(-relevance[i], kind="stable")
             np.testing.assert_allclose(plain[i], mle_by_loop(scores[i], order), rtol=3e-7)
@@ -113,7 +125,7 @@ def test_list_mle_is_its_loop_at_any_gap() -> None:
 
 def test_a_small_constant_in_the_logarithm_of_list_mle_would_be_wrong() -> None:
     scores, relevance = np.array([[40.0, 0.0, -1.0]], np.float32), np.array([[3, 2, 1]])
-    value, gradient = jax.value_and_grad(list_mle_loss)(scores, relevance)
+    value, gradient = jax.jit(jax.value_and_grad(list_mle_loss))(scores, relevance)
     exact = math.log1p(math.exp(-40) + math.exp(-41)) + math.log1p(math.exp(-1))
     np.testing.assert_allclose(value, exact, rtol=1e-6)
     shifted = np.exp(scores[0] - 40.0)  # what allRank computes
@@ -129,22 +141,27 @@ def test_the_derivatives_of_list_mle_are_those_of_the_plain_formula() -> None:
     order = np.argsort(-relevance)
 
     def plain(s):
-        s = s[order]
-        return jnp.sum(jnp.stack([jax.nn.logsumexp(s[i:]) - s[i] for i in range(11)]))
+        tails = jnp.broadcast_to(s[order], (11, 11)), np.triu(np.ones((11, 11), bool))
+        return jnp.sum(jax.nn.logsumexp(tails[0], axis=1, where=tails[1])) - jnp.sum(s)
 
-    with jax.enable_x64(True):
-        found, expected = (
-            jax.jit(
-                lambda s, v, f=f: (
-                    jax.jvp(f, (s,), (v,)),
-                    jax.grad(f)(s),
-                    jax.jvp(jax.grad(f), (s,), (v,))[1],
-                    jax.grad(lambda s: jnp.vdot(jax.grad(f)(s), v))(s),
-                    jax.vmap(jax.grad(f))(jnp.stack([s, v])),
-                )
-            )(scores, v)
-            for f in (lambda s: list_mle_loss(s, relevance), plain)
+    ours = lambda s: list_mle_loss(s, relevance)
+
+    @jax.jit
+    def run(s, v):
+        return (
+            jax.jvp(ours, (s,), (v,)),
+            jax.grad(ours)(s),
+            jax.jvp(jax.grad(ours), (s,), (v,))[1],
+            jax.grad(lambda s: jnp.vdot(jax.grad(ours)(s), v))(s),
+            jax.vmap(jax.grad(ours))(jnp.stack([s, v])),
         )
+
+    both = jax.jit(lambda s, v: jax.jvp(jax.value_and_grad(plain), (s,), (v,)))
+    with jax.enable_x64(True):
+        found = run(scores, v)
+        (value, slope), (along, curved) = jax.device_get(both(scores, v))
+        (_, at_v), _ = jax.device_get(both(v, scores))
+    expected = (value, along), slope, curved, curved, np.stack([slope, at_v])
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
@@ -178,14 +195,17 @@ def compatible_by_hand(s: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def test_the_compatible_loss_is_the_formula_of_its_paper_and_both_terms_want_the_same() -> None:
     g = np.random.default_rng(4)
     scores, relevance = g.standard_normal((2, 6)), g.uniform(0.05, 0.95, (2, 6))
+    matching = np.log(relevance / (1 - relevance))
+
+    @jax.jit
+    def run(alpha):
+        loss = partial(regression_compatible_ranking_loss, relevance=relevance, alpha=alpha)
+        return loss(scores, reduction="none"), jax.grad(lambda s: loss(s)[0])(matching)
+
     with jax.enable_x64(True):
-        total, terms = regression_compatible_ranking_loss(
-            scores, relevance, alpha=0.3, reduction="none"
-        )
-        slopes = jax.grad(lambda s, y, a: regression_compatible_ranking_loss(s, y, alpha=a)[0])
-        matching = np.log(relevance / (1 - relevance))
-        for alpha in (0.0, 0.3, 1.0):
-            np.testing.assert_allclose(slopes(matching, relevance, alpha), 0, atol=1e-15)
+        for alpha in (0.0, 1.0, 0.3):
+            (total, terms), slopes = jax.device_get(run(alpha))
+            np.testing.assert_allclose(slopes, 0, atol=1e-15)
     for i in range(2):
         accuracy, ranking = compatible_by_hand(scores[i], relevance[i])
         np.testing.assert_allclose(terms["accuracy"][i], accuracy, rtol=1e-13)
@@ -194,36 +214,48 @@ def test_the_compatible_loss_is_the_formula_of_its_paper_and_both_terms_want_the
 
 
 def test_the_compatible_loss_stays_finite_and_rejects_what_is_no_probability() -> None:
-    scores = jnp.array([[1e4, -1e4, 1e4], [-1e4, -1e4, -1e4]])
-    relevance = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    loss = lambda s, y: regression_compatible_ranking_loss(s, y, reduction="none")
-    (total, terms), pull = jax.vjp(lambda s: loss(s, relevance), scores)
+    scores = np.float32([[1e4, -1e4, 1e4], [-1e4, -1e4, -1e4]])
+    relevance = np.float32([[1, 0, 0], [0, 0, 0]])
+
+    @jax.jit
+    def run(s, y):
+        loss = lambda s: regression_compatible_ranking_loss(s, y, reduction="none")
+        total, pull, terms = jax.vjp(loss, s, has_aux=True)
+        return total, terms, pull(jnp.ones(2))
+
+    total, terms, slopes = jax.device_get(run(scores, relevance))
     np.testing.assert_allclose(terms["accuracy"], [1e4 / 3, 0], rtol=1e-6)
     np.testing.assert_allclose(terms["ranking"], [math.log(2), 0], rtol=1e-6)
-    assert jnp.all(jnp.isfinite(pull((jnp.ones(2), jax.tree.map(jnp.zeros_like, terms)))[0]))
-    np.testing.assert_array_equal(jnp.isnan(loss(scores, 2 * relevance)[0]), [True, False])
-    assert jnp.all(jnp.isfinite(total))
+    assert np.all(np.isfinite(slopes))
+    np.testing.assert_array_equal(np.isnan(run(scores, 2 * relevance)[0]), [True, False])
+    assert np.all(np.isfinite(total))
 
 
 def test_gumbel_samples_are_drawn_from_the_softmax_and_leave_hidden_items_alone() -> None:
-    scores, shown = jnp.array([[0.0, 1.0, jnp.nan, -0.5]]), jnp.array([[True, True, False, True]])
-    samples = gumbel_samples(scores, key=jax.random.key(1), samples=20_000, where=shown)
+    scores, shown = np.float32([[0, 1, np.nan, -0.5]]), np.array([[True, True, False, True]])
+    key = jax.random.key(1)
+
+    @jax.jit
+    def run(beta):
+        samples = gumbel_samples(scores, key=key, samples=20_000, where=shown)
+        relevance = jnp.broadcast_to(jnp.array([[0.0, 1.0, 1.0, 2.0]]), samples.shape)
+        every = jnp.broadcast_to(shown, samples.shape)
+        stochastic = softmax_ranking_loss(samples, relevance, where=every)
+        single = softmax_ranking_loss(scores, relevance[0], where=shown)
+        first = jax.grad(lambda b: gumbel_samples(scores[:, :2], key=key, beta=b)[0, 0, 0])
+        return samples, stochastic, single, first(beta)
+
+    samples, stochastic, single, slope = jax.device_get(run(0.0))
     assert samples.shape == (20_000, 1, 4)
     np.testing.assert_array_equal(samples[..., 2], 0)
-    first = jnp.argmax(jnp.where(shown, samples, -jnp.inf), axis=-1)[:, 0]
+    first = np.argmax(np.where(shown, samples, -np.inf), axis=-1)[:, 0]
     share = np.bincount(first, minlength=4) / 20_000
-    expected = jax.nn.softmax(jnp.where(shown, scores, -jnp.inf)[0])
-    np.testing.assert_allclose(share, expected, atol=0.015)
-    relevance = jnp.broadcast_to(jnp.array([[0.0, 1.0, 1.0, 2.0]]), samples.shape)
-    every = jnp.broadcast_to(shown, samples.shape)
-    stochastic = softmax_ranking_loss(samples, relevance, where=every)
-    assert stochastic > softmax_ranking_loss(scores, relevance[0], where=shown)  # convexity
-    slope = jax.grad(
-        lambda b: gumbel_samples(scores[:, :2], key=jax.random.key(1), beta=b)[0, 0, 0]
-    )
-    assert jnp.isfinite(slope(0.0))
+    powers = np.exp(np.where(shown, scores, -np.inf)[0])
+    np.testing.assert_allclose(share, powers / np.sum(powers), atol=0.015)
+    assert stochastic > single  # convexity
+    assert np.isfinite(slope)
     with pytest.raises(ValueError, match="gumbel_samples: samples: expected at least 1, got 0"):
-        gumbel_samples(scores, key=jax.random.key(1), samples=0)
+        gumbel_samples(scores, key=key, samples=0)
 
 
 def test_a_rating_model_learns_order_and_ratings_from_a_weighted_sum() -> None:

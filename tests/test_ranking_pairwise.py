@@ -185,12 +185,10 @@ def test_packed_lists_have_the_units_and_gradients_of_padded_ones() -> None:
             options = dict(pair_weight=WEIGHTS[name], top_n=2, reduction="none")
             losses[f"lambda {name}"] = partial(lambda_loss, **options)
 
-        def units(scores: Any, way: Any, loss: Any) -> Any:
-            values = jnp.reshape(way(loss, scores), -1)
-            return jnp.sum(values), values
+        def both(loss: Any) -> Any:
+            ways = [lambda s, way=way: jnp.ravel(way(loss, s)) for way in (alone, together)]
+            return [gradient_and_units(way, scores) for way in ways]
 
-        gradient = jax.grad(units, has_aux=True)
-        both = lambda loss: [gradient(scores, way, loss) for way in (alone, together)]
         return {name: both(loss) for name, loss in losses.items()}
 
     with jax.enable_x64(True):
@@ -203,7 +201,7 @@ def test_an_item_of_no_list_makes_its_row_nan() -> None:
     scores, relevance, _ = draw(2, 4)
     segments = np.array([[0, 1, 0, 1], [0, 2, 0, 1]])
     loss = partial(lambda_loss, segments=segments, num_segments=2, reduction="none")
-    units = np.asarray(loss(scores, relevance))
+    units = np.asarray(loss(scores, relevance, where=np.ones((2, 4), bool)))
     assert np.all(np.isfinite(units[0]))
     assert np.all(np.isnan(units[1, :1]))
     shown = segments < 2
@@ -263,11 +261,12 @@ def test_infinite_scores_in_the_right_order_cost_nothing(name, items) -> None:
 
 
 def test_a_pair_that_is_surely_right_keeps_the_digits_of_its_cost() -> None:
+    step = jax.jit(jax.value_and_grad(pairwise_logistic_loss))
     for items in (2, 40):  # all pairs at once, and a product of eight factors
         gaps = np.float32(np.linspace(20, 60, items))
         scores = np.where(np.arange(items) == 0, gaps, 0)[None].astype(np.float32)
         relevance = (np.arange(items) == 0)[None].astype(int)
-        value, gradient = jax.value_and_grad(pairwise_logistic_loss)(scores, relevance)
+        value, gradient = step(scores, relevance)
         exact = np.exp(-np.float64(scores[0, 0]))
         np.testing.assert_allclose(value, exact, rtol=1e-6)
         np.testing.assert_allclose(gradient[0, 0], -exact, rtol=1e-6)
@@ -331,6 +330,16 @@ def test_pair_weights_are_what_a_metric_changes_by_when_two_items_change_places(
                 np.testing.assert_allclose(share[row, i, j], change, atol=1e-12)
 
 
+def gradient_and_units(units: Any, scores: Any) -> Any:
+    """The gradient of the sum of the units, and they."""
+
+    def total(scores: Any) -> Any:
+        values = units(scores)
+        return jnp.sum(values), values
+
+    return jax.grad(total, has_aux=True)(scores)
+
+
 def test_lambda_loss_is_the_loop_over_pairs_and_its_weights_have_no_gradient() -> None:
     scores, relevance, where = draw(4, 6, seed=5)
     relevance[1], where[2] = 0, False  # no gain; no item
@@ -345,14 +354,13 @@ def test_lambda_loss_is_the_loop_over_pairs_and_its_weights_have_no_gradient() -
             loss = partial(
                 lambda_loss, relevance=relevance, pair_weight=weight, reduction="none", **options
             )
-            total = jax.value_and_grad(lambda s, loss=loss: jnp.sum(loss(s)))
             fixed = weight(scores, relevance, **options)
-            out[name] = loss(scores), total(scores)[1], fixed
+            out[name] = *gradient_and_units(loss, scores), fixed
         return out
 
     with jax.enable_x64(True):
         results = jax.device_get(found(scores))
-    for name, (units, gradient, weight) in results.items():
+    for name, (gradient, units, weight) in results.items():
         expected, slope = np.zeros(4), np.zeros_like(scores)
         for row, i, j in itertools.product(range(4), range(6), range(6)):
             if where[row, i] and where[row, j] and relevance[row, i] > relevance[row, j]:
@@ -384,8 +392,7 @@ def test_lambda_loss_of_a_known_weight_is_that_of_the_array_it_returns() -> None
                 lambda s, w=weight: lambda_loss(s, relevance, pair_weight=w, top_n=4, **options)
                 for weight in (known, given)
             ]
-            total = lambda f: jax.grad(lambda s: (jnp.sum(f(s)), f(s)), has_aux=True)(scores)
-            out[name] = [total(f) for f in both]
+            out[name] = [gradient_and_units(f, scores) for f in both]
         return out
 
     with jax.enable_x64(True):
@@ -409,9 +416,8 @@ def test_neighbours_far_down_a_long_list_keep_the_digits_of_their_weight() -> No
 
 def test_gain_and_discount_can_be_given() -> None:
     scores, relevance = np.array([2.0, 1.0, 0.0], np.float32), np.array([0, 2, 1])
-    weight = dcg_pair_weight(
-        scores, relevance, gain=lambda y: y, discount=lambda r: 1 / r, normalize=False
-    )
+    own = partial(dcg_pair_weight, gain=lambda y: y, discount=lambda r: 1 / r, normalize=False)
+    weight = jax.jit(own)(scores, relevance)
     np.testing.assert_allclose(weight[1], [2 * 0.5, 0, 1 * (1 / 2 - 1 / 3)], rtol=1e-6)
     with pytest.raises(
         ValueError, match="precision_pair_weight: top_n: expected a count, got None"
@@ -489,8 +495,9 @@ def test_relevance_out_of_range_makes_its_own_item_nan() -> None:
 
 def test_relevance_gets_no_gradient() -> None:
     scores, relevance, _ = draw(2, 5)
-    for loss in (*PAIRWISE.values(), lambda_loss, pointwise_squared_loss):
-        gradient = jax.grad(lambda y, loss=loss: loss(scores, y))(relevance + 0.5)
+    losses = (*PAIRWISE.values(), lambda_loss, pointwise_squared_loss)
+    run = jax.jit(lambda y: [jax.grad(partial(loss, scores))(y) for loss in losses])
+    for gradient in run(relevance + 0.5):
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -504,6 +511,11 @@ def test_ordinal_loss_of_one_threshold_is_the_pointwise_one() -> None:
 
 def test_hinges_have_no_gradient_at_the_kink() -> None:
     scores = np.array([2.0, 1.0], np.float32)
-    assert not np.any(jax.grad(pairwise_hinge_loss)(scores, np.array([1, 0])))
     first, order = np.ones(1, np.float32), np.ones(1)
-    assert not np.any(jax.grad(margin_ranking_loss)(first, first - 1, order, margin=1.0))
+
+    @jax.jit
+    def run(scores: Any, first: Any) -> Any:
+        margin = jax.grad(margin_ranking_loss)(first, first - 1, order, margin=1.0)
+        return jax.grad(pairwise_hinge_loss)(scores, np.array([1, 0])), margin
+
+    assert not any(np.any(slope) for slope in run(scores, first))

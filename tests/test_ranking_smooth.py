@@ -1,6 +1,7 @@
 """Smooth ranking metrics: their limits, soft ranks without pairs, soft permutations."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -23,9 +24,19 @@ LOSSES = dict(
 )
 
 
+SMOOTH = (approx_ndcg_loss, neural_ndcg_loss)
+
+
 def draw(lists: int, items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     g = np.random.default_rng(seed)
     return g.standard_normal((lists, items)).astype(np.float32), g.integers(0, 5, (lists, items))
+
+
+@cache
+def step(name: str) -> Callable[..., Any]:
+    """Units, and value and gradient of their mean."""
+    loss = LOSSES[name]
+    return jax.jit(lambda s, y: (loss(s, y, reduction="none"), jax.value_and_grad(loss)(s, y)))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -47,7 +58,7 @@ def test_as_the_temperature_falls_the_metrics_become_exact_and_hidden_items_outr
     losses: list[tuple[Any, Any]] = [(approx_mrr_loss, first_relevant)]
     for top_n in (None, 2, 5):
         exact = partial(ndcg, top_n=top_n)
-        losses += [(partial(f, top_n=top_n), exact) for f in (approx_ndcg_loss, neural_ndcg_loss)]
+        losses += [(partial(f, top_n=top_n), exact) for f in SMOOTH]
     for loss, exact in losses:
         units = loss(poisoned, relevance, temperature=1e-4, where=shown, reduction="none")
         expected = [-exact(s[w], y[w]) for s, y, w in zip(scores, relevance, shown, strict=True)]
@@ -55,52 +66,66 @@ def test_as_the_temperature_falls_the_metrics_become_exact_and_hidden_items_outr
 
 
 def test_equal_scores_have_the_rank_in_between() -> None:
-    scores, relevance = jnp.array([[2.0, 1.0, 1.0]]), jnp.array([[0.0, 1.0, 0.0]])
-    value = approx_mrr_loss(scores, relevance, temperature=1e-3)
-    np.testing.assert_allclose(value, -1 / 2.5, rtol=1e-6)
-    value = approx_ndcg_loss(scores, relevance, temperature=1e-3)
-    np.testing.assert_allclose(value, -1 / np.log2(3.5), rtol=1e-6)
-    value = neural_ndcg_loss(scores, relevance, temperature=1e-3)  # half of ranks 2 and 3 each
-    np.testing.assert_allclose(value, -(1 / np.log2(3) + 1 / 2) / 2, rtol=1e-6)
+    scores, relevance = np.float32([2, 1, 1, 9, 9, 9, 9]), np.array([0, 1, 0, 1, 1, 1, 1])
+    row = partial(np.tile, reps=(4, 1))
+    for loss, expected in (
+        (approx_mrr_loss, 1 / 2.5),
+        (partial(approx_ndcg_loss, top_n=None), 1 / np.log2(3.5)),
+        # half of ranks 2 and 3 each
+        (partial(neural_ndcg_loss, top_n=None), (1 / np.log2(3) + 1 / 2) / 2),
+    ):
+        options = dict(temperature=1e-3, where=row(np.arange(7) < 3), reduction="none")
+        units = loss(row(scores), row(relevance), **options)
+        np.testing.assert_allclose(units, -expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_list_without_a_relevant_item_is_no_unit(name: str) -> None:
-    scores, relevance = draw(3, 6)
-    relevance[1] = 0
-    loss = jax.jit(jax.value_and_grad(LOSSES[name]))
-    value, gradient = loss(scores, relevance)
-    expected, others = loss(scores[::2], relevance[::2])
+    scores, relevance = draw(4, 7)
+    relevance = relevance.astype(np.float32)
+    relevance[1::2] = 0
+    _, (value, gradient) = step(name)(scores, relevance)
+    twice = np.array([0, 0, 2, 2])
+    _, (expected, others) = step(name)(scores[twice], relevance[twice])
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient[::2], others, rtol=1e-5, atol=1e-8)
-    np.testing.assert_array_equal(gradient[1], 0)
-    nothing, zero = loss(scores, 0 * relevance)
+    others = np.asarray(others)
+    np.testing.assert_allclose(gradient[::2], others[::2] + others[1::2], rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(gradient[1::2], 0)
+    _, (nothing, zero) = step(name)(scores, 0 * relevance)
     assert nothing == 0
     np.testing.assert_array_equal(zero, 0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_infinite_scores_are_first_and_last(name: str) -> None:
-    scores = np.array([[np.inf, 0.3, -np.inf, -0.2, -np.inf]], np.float32)
-    relevance = np.array([[0, 2, 1, 0, 3]])
-    value, gradient = jax.value_and_grad(LOSSES[name])(scores, relevance)
-    near = LOSSES[name](np.clip(scores, -1e4, 1e4), relevance)
+    scores = np.array([[np.inf, 0.3, -np.inf, -0.2, -np.inf, 0.1, 0.7]] * 4, np.float32)
+    relevance = np.array([[0, 2, 1, 0, 3, 1, 0]] * 4, np.float32)
+    _, (value, gradient) = step(name)(scores, relevance)
+    _, (near, _) = step(name)(np.clip(scores, -1e4, 1e4), relevance)
     np.testing.assert_allclose(value, near, rtol=1e-5)
     assert np.all(np.isfinite(gradient))
 
 
 def test_relevance_that_is_no_number_makes_its_list_nan() -> None:
-    scores, relevance = draw(2, 3)
-    relevance = np.where(np.eye(2, 3, dtype=bool), np.nan, 1 + relevance)[:, ::-1]
-    relevance[1] = 1
-    for loss in LOSSES.values():
-        units = loss(scores, relevance.astype(np.float32), reduction="none")
-        np.testing.assert_array_equal(np.isnan(units), [True, False])
+    scores, relevance = draw(4, 7)
+    relevance = 1 + relevance.astype(np.float32)
+    relevance[[0, 2], [6, 0]] = np.nan
+    for name in LOSSES:
+        units, _ = step(name)(scores, relevance)
+        np.testing.assert_array_equal(np.isnan(units), [True, False, True, False])
 
 
-def plain_ranks(scores, temperature, together):
-    ahead = jax.nn.sigmoid((scores[..., None, :] - scores[..., :, None]) / temperature)
-    return 1 + jnp.sum(jnp.where(together & ~jnp.eye(scores.shape[-1], dtype=bool), ahead, 0), -1)
+@jax.jit
+def plain(s, v, t, gains, together):
+    """Value and both gradients at `s` and at `v`, and the second derivative along `v`, of -gain."""
+
+    def loss(s, t):
+        ahead = jax.nn.sigmoid((s[None, :] - s[:, None]) / t)
+        ranks = 1 + jnp.sum(jnp.where(together & ~jnp.eye(len(s), dtype=bool), ahead, 0), -1)
+        return -jnp.sum(gains / jnp.log2(1 + ranks))
+
+    both = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)), (0, None))(jnp.stack([s, v]), t)
+    return *both, jax.jvp(lambda s: jax.grad(loss)(s, t), (s,), (v,))[1]
 
 
 @pytest.mark.parametrize("segmented", [False, True], ids=["rows", "packed"])
@@ -113,30 +138,31 @@ def test_soft_ranks_without_pairs_have_the_derivatives_of_the_plain_formula(segm
     names = np.arange(size) % 2 if segmented else np.zeros(size, int)
     packed = dict(segments=names, num_segments=2) if segmented else {}
     together = where & where[:, None] & (names == names[:, None])
-
-    def plain(s, t):
-        ranks, total = plain_ranks(s, t, together), 0.0
-        for name in range(2 if segmented else 1):
-            shown = where & (names == name)
-            gains = np.where(shown, 2.0**relevance - 1, 0)
-            total -= jnp.sum(gains / jnp.log2(1 + ranks)) / dcg(np.sort(gains)[::-1])
-        return total
+    gains = np.zeros(size)
+    for name in np.unique(names):
+        shown = where & (names == name)
+        gains[shown] = 2.0 ** relevance[shown] - 1
+        gains[shown] /= dcg(np.sort(gains[shown])[::-1])
 
     def ours(s, t):
         return approx_ndcg_loss(s, relevance, temperature=t, where=where, **packed, reduction="sum")
 
-    def everything(f, s, v, t):
+    @jax.jit
+    def everything(s, v, t):
         return (
-            f(s, t),
-            jax.jvp(f, (s, t), (v, 1.0)),
-            jax.grad(f, argnums=(0, 1))(s, t),
-            jax.jvp(jax.grad(f), (s, t), (v, 0.0))[1],
-            jax.grad(lambda s: jnp.vdot(jax.grad(f)(s, t), v))(s),
-            jax.vmap(jax.grad(f), (0, None))(jnp.stack([s, v]), t),
+            ours(s, t),
+            jax.jvp(ours, (s, t), (v, 1.0)),
+            jax.jvp(jax.grad(ours), (s, t), (v, 0.0)),
+            jax.grad(lambda s: jnp.vdot(jax.grad(ours)(s, t), v))(s),
+            jax.vmap(jax.grad(ours, argnums=(0, 1)), (0, None))(jnp.stack([s, v]), t),
         )
 
     with jax.enable_x64(True):
-        found, expected = (jax.jit(partial(everything, f))(scores, v, 0.8) for f in (ours, plain))
+        found = everything(scores, v, 0.8)
+        (value, _), slopes, curved = jax.device_get(plain(scores, v, 0.8, gains, together))
+    in_scores, in_temperature = slopes
+    along = in_scores[0] @ v + in_temperature[0]
+    expected = value, (value, along), (in_scores[0], curved), curved, slopes
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -149,13 +175,13 @@ def test_soft_ranks_never_hold_pairs_of_items(loss) -> None:
 
 
 def test_as_many_as_there_are_at_the_top_are_all() -> None:
-    scores, relevance = draw(3, 6)
-    shown = np.arange(6) < np.array([[6], [4], [2]])
-    for loss in (approx_ndcg_loss, neural_ndcg_loss):
+    scores, relevance = draw(4, 7)
+    shown = np.arange(7) < np.array([[7], [5], [3], [2]])
+    for loss in SMOOTH:
         options = dict(temperature=0.5, where=shown, reduction="none")
-        whole, top = (loss(scores, relevance, top_n=n, **options) for n in (None, 6))
+        whole, top = (loss(scores, relevance, top_n=n, **options) for n in (None, 7))
         np.testing.assert_allclose(top, whole, rtol=1e-6)
-        top = loss(scores, relevance, top_n=4, **options)
+        top = loss(scores, relevance, top_n=5, **options)
         np.testing.assert_allclose(top[1:], whole[1:], rtol=1e-6)
         assert top[0] != whole[0]
     with pytest.raises(ValueError, match="approx_ndcg_loss: top_n: expected at least 1, got 0"):
@@ -194,10 +220,15 @@ def test_neural_sort_is_accurate_for_long_lists_of_large_scores() -> None:
 
 
 def test_equal_scores_share_places_evenly_with_a_gradient_that_knows_no_position() -> None:
-    np.testing.assert_allclose(neural_sort(jnp.zeros(4)), 0.25, rtol=1e-6)
-    loss = lambda s, y: neural_ndcg_loss(s, y, temperature=0.5)
-    relevance = jnp.array([0.0, 1.0, 0.0, 2.0])
-    slope, mirrored = (jax.grad(loss)(jnp.zeros(4), y) for y in (relevance, relevance[::-1]))
+    @jax.jit
+    def run(relevance):
+        equal = jnp.zeros(4)
+        loss = lambda s: neural_ndcg_loss(s, relevance, temperature=0.5)
+        return neural_sort(equal), jax.grad(loss)(equal)
+
+    relevance = np.float32([0, 1, 0, 2])
+    (places, slope), (_, mirrored) = jax.device_get([run(relevance), run(relevance[::-1])])
+    np.testing.assert_allclose(places, 0.25, rtol=1e-6)
     np.testing.assert_allclose(slope, mirrored[::-1], atol=1e-7)
     np.testing.assert_allclose(slope[0], slope[2], atol=1e-7)
     assert slope[3] < slope[1] < slope[0]
@@ -213,9 +244,9 @@ def neural_by_hand(scores, relevance, temperature, iterations, top_n=None) -> fl
 
 @pytest.mark.parametrize(("iterations", "top_n"), [(0, None), (4, None), (50, 2)])
 def test_neural_ndcg_is_its_formula_after_a_fixed_number_of_scalings(iterations, top_n) -> None:
-    scores, relevance = draw(3, 6, 6)
+    scores, relevance = draw(4, 7, 6)
     relevance[:, 0] = 2
-    shown = np.arange(6) < np.array([[6], [4], [1]])
+    shown = np.arange(7) < np.array([[7], [5], [4], [1]])
     units = neural_ndcg_loss(
         np.where(shown, scores, np.nan),
         np.where(shown, relevance, -9),
@@ -225,7 +256,7 @@ def test_neural_ndcg_is_its_formula_after_a_fixed_number_of_scalings(iterations,
         where=shown,
         reduction="none",
     )
-    for i in range(3):
+    for i in range(4):
         s, y = scores[i][shown[i]], relevance[i][shown[i]]
         expected = neural_by_hand(s, y, 0.8, iterations, top_n)
         np.testing.assert_allclose(units[i], -expected, rtol=2e-6)
@@ -238,7 +269,7 @@ def test_fifty_scalings_have_the_gradient_of_differences_in_reverse_mode() -> No
     step = 1e-6 * np.eye(4)
     slopes = [(by_hand(scores[0] + h) - by_hand(scores[0] - h)) / 2e-6 for h in step]
     with jax.enable_x64(True):
-        gradient = jax.grad(partial(neural_ndcg_loss, temperature=0.8))(
+        gradient = jax.jit(jax.grad(partial(neural_ndcg_loss, temperature=0.8)))(
             scores.astype(float), relevance
         )
     np.testing.assert_allclose(gradient[0], -np.array(slopes), rtol=1e-7, atol=1e-9)
@@ -246,10 +277,12 @@ def test_fifty_scalings_have_the_gradient_of_differences_in_reverse_mode() -> No
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_list_without_items_is_no_unit(name: str) -> None:
-    value, gradient = jax.value_and_grad(LOSSES[name])(jnp.zeros((2, 0)), jnp.zeros((2, 0)))
+    none, one = np.zeros((2, 0), np.float32), np.ones((2, 1), np.float32)
+    run = jax.jit(lambda: (jax.value_and_grad(LOSSES[name])(none, none), LOSSES[name](one, one)))
+    (value, gradient), alone = run()
     assert value == 0
     assert gradient.shape == (2, 0)
-    np.testing.assert_allclose(LOSSES[name](jnp.zeros((2, 1)), jnp.ones((2, 1))), -1, rtol=1e-6)
+    np.testing.assert_allclose(alone, -1, rtol=1e-6)
 
 
 def test_a_whole_number_of_scalings_is_asked_for() -> None:

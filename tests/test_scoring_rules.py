@@ -1,5 +1,7 @@
 """Scores of intervals and of ensembles of vectors: definitions, limits, kinks, memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,20 @@ def energy(samples, target, fair=False):
     return norm(samples - target[..., None, :]).mean(-1) - pairs / (2 * divisor)
 
 
+@partial(jax.jit, static_argnums=0)
+def step(score, *arrays, **options):
+    """Value and the gradient in each array."""
+    return jax.value_and_grad(score, range(len(arrays)))(*arrays, **options)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def units_and_slopes(score, plain, samples, target):
+    """Of the score and of its definition, their units and the gradients of their sums."""
+    units = partial(score, reduction="none")
+    slopes = lambda f: jax.grad(lambda *a: jnp.sum(f(*a)), (0, 1))(samples, target)
+    return [(f(samples, target), *slopes(f)) for f in (units, plain)]
+
+
 def variogram(samples, target, p, pair_weights):
     apart = lambda x: jnp.abs(x[..., :, None] - x[..., None, :] + jnp.eye(D)) ** p
     error = apart(target) - apart(samples).mean(-3)
@@ -54,23 +70,20 @@ def test_an_interval_costs_what_its_two_quantiles_cost(lower, upper, target, alp
 
 
 def test_a_target_on_an_end_is_inside_and_pulls_at_nothing():
-    lower, upper = jnp.zeros(2), jnp.full(2, 2.0)
-    value, slopes = jax.value_and_grad(interval_score, (0, 1, 2))(
-        lower, upper, jnp.array([0.0, 2.0]), reduction="sum"
-    )
+    lower, upper = np.zeros(2, np.float32), np.full(2, 2, np.float32)
+    score = partial(interval_score, reduction="sum")
+    value, slopes = step(score, lower, upper, np.array([0, 2], np.float32))
     assert value == 4
     np.testing.assert_array_equal(slopes, [[-1, -1], [1, 1], [0, 0]])
 
 
 def test_the_error_of_the_median_counts_and_not_the_median():
     # By hand: (0.9 + 1.1 + 1.75) / 2.5; scoringrules without numba says 1.18.
-    lower, upper = jnp.array([[-1.0, -0.5]]), jnp.array([[1.0, 0.5]])
-    alpha = jnp.array([0.1, 0.5])
-    score = lambda shift: weighted_interval_score(
-        jnp.array([0.2]) + shift, lower + shift, upper + shift, jnp.array([2.0]) + shift, alpha
-    )
-    np.testing.assert_allclose(score(0.0), 1.5, rtol=1e-6)
-    np.testing.assert_allclose(score(100.0), 1.5, rtol=1e-4)
+    numbers = [0.2], [[-1.0, -0.5]], [[1.0, 0.5]], [2.0]
+    for shift, rtol in ((0, 1e-6), (100, 1e-4)):
+        moved = (np.float32(x) + np.float32(shift) for x in numbers)
+        got = weighted_interval_score(*moved, np.array([0.1, 0.5], np.float32))
+        np.testing.assert_allclose(got, 1.5, rtol=rtol)
 
 
 def test_median_and_intervals_are_the_crps_of_their_quantiles():
@@ -87,19 +100,20 @@ def test_median_and_intervals_are_the_crps_of_their_quantiles():
 
 
 def test_without_intervals_the_error_of_the_median_is_left():
-    none = jnp.zeros((2, 0))
-    got = weighted_interval_score(jnp.zeros(2), none, none, jnp.array([1.0, -3.0]), jnp.zeros(0))
+    zeros = lambda *shape: np.zeros(shape, np.float32)
+    none, target = zeros(2, 0), np.array([1, -3], np.float32)
+    got = weighted_interval_score(zeros(2), none, none, target, zeros(0))
     assert got == 2
 
 
 def test_checked_names_a_share_out_of_range():
-    one = jnp.ones(1)
+    one = np.ones(1, np.float32)
     for alpha in (0.0, 1.5):
         with pytest.raises(ValueError, match="interval_score: alpha"):
             checked(interval_score)(one, one, one, alpha=alpha)
         with pytest.raises(ValueError, match="weighted_interval_score: alpha"):
             checked(weighted_interval_score)(
-                one, one[None], one[None], one, jnp.array([alpha], jnp.float32)
+                one, one[None], one[None], one, np.array([alpha], np.float32)
             )
 
 
@@ -111,13 +125,11 @@ def test_checked_names_a_share_out_of_range():
 def test_the_energy_score_and_its_slopes_are_those_of_all_pairs(count, fair):
     samples = SAMPLES[:, :count]
     with jax.enable_x64(True):
-        total = lambda *a: jnp.sum(energy_score(*a, fair=fair, reduction="none"))
-        pairs = lambda *a: jnp.sum(energy(*a, fair=fair))
-        units = energy_score(samples, TARGET, fair=fair, reduction="none")
-        np.testing.assert_allclose(units, energy(samples, TARGET, fair), rtol=1e-12)
-        both = (jax.grad(f, (0, 1))(jnp.asarray(samples), TARGET) for f in (total, pairs))
-        for got, expected in zip(*both, strict=True):
-            np.testing.assert_allclose(got, expected, atol=1e-13)
+        score, plain = (partial(f, fair=fair) for f in (energy_score, energy))
+        (units, *slopes), (exact, *expected) = units_and_slopes(score, plain, samples, TARGET)
+    np.testing.assert_allclose(units, exact, rtol=1e-12)
+    for got, slope in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(got, slope, atol=1e-13)
 
 
 @pytest.mark.parametrize("fair", [False, True])
@@ -132,13 +144,13 @@ def test_with_one_coordinate_the_energy_score_is_the_crps(fair):
 
 
 def test_equal_members_and_a_hit_have_finite_slopes():
-    samples, target = jnp.ones((2, 3, 2)), jnp.ones((2, 2))
-    value, slopes = jax.value_and_grad(energy_score, (0, 1))(samples, target)
+    samples, target = np.ones((2, 3, 2), np.float32), np.ones((2, 2), np.float32)
+    value, slopes = step(energy_score, samples, target)
     assert value == 0
     for slope in slopes:
         np.testing.assert_array_equal(slope, 0)
     for p in (0.5, 1.0, 2.0):
-        value, slopes = jax.value_and_grad(variogram_score, (0, 1))(samples, target, p=p)
+        value, slopes = step(variogram_score, samples, target, p=p)
         assert value == 0
         for slope in slopes:
             np.testing.assert_array_equal(slope, 0)
@@ -148,10 +160,10 @@ def test_equal_members_and_a_hit_have_finite_slopes():
 def test_the_energy_score_has_no_range_of_its_own(size):
     samples, target = (np.float32(size * x) for x in (SAMPLES, TARGET))
     with jax.enable_x64(True):
-        expected = np.mean(energy(samples.astype(float), target.astype(float)))
-    value, slope = jax.value_and_grad(energy_score)(samples, target)
+        expected = np.mean(jax.jit(energy)(samples.astype(float), target.astype(float)))
+    value, (slope, _) = step(energy_score, samples, target)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    plain = jax.grad(energy_score)(np.float32(SAMPLES), np.float32(TARGET))
+    _, (plain, _) = step(energy_score, np.float32(SAMPLES), np.float32(TARGET))
     np.testing.assert_allclose(slope, plain, rtol=1e-4, atol=1e-6)
 
 
@@ -161,17 +173,12 @@ def test_the_variogram_score_and_its_slopes_are_those_of_all_pairs(p):
     for given_weights in (None, pair_weights):
         table = np.ones((D, D)) if given_weights is None else given_weights
         with jax.enable_x64(True):
-            total = lambda *a, w=given_weights: jnp.sum(
-                variogram_score(*a, p=p, pair_weights=w, reduction="none")
-            )
-            pairs = lambda *a, w=table: jnp.sum(variogram(*a, p, w))
-            units = variogram_score(
-                SAMPLES, TARGET, p=p, pair_weights=given_weights, reduction="none"
-            )
-            np.testing.assert_allclose(units, variogram(SAMPLES, TARGET, p, table), rtol=1e-11)
-            both = (jax.grad(f, (0, 1))(jnp.asarray(SAMPLES), TARGET) for f in (total, pairs))
-            for got, expected in zip(*both, strict=True):
-                np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+            score = partial(variogram_score, p=p, pair_weights=given_weights)
+            plain = lambda *a, w=table: variogram(*a, p, w)
+            (units, *slopes), (exact, *expected) = units_and_slopes(score, plain, SAMPLES, TARGET)
+        np.testing.assert_allclose(units, exact, rtol=1e-11)
+        for got, slope in zip(slopes, expected, strict=True):
+            np.testing.assert_allclose(got, slope, rtol=1e-10, atol=1e-12)
 
 
 def test_the_variogram_score_is_blind_to_a_common_shift_and_sees_correlation():
@@ -189,13 +196,13 @@ def test_the_variogram_score_is_blind_to_a_common_shift_and_sees_correlation():
 
 
 def test_one_coordinate_has_no_variogram_and_shapes_are_checked():
-    assert variogram_score(jnp.ones((2, 3, 1)), jnp.zeros((2, 1))) == 0
+    assert variogram_score(np.ones((2, 3, 1), np.float32), np.zeros((2, 1), np.float32)) == 0
     with pytest.raises(ValueError, match=r"variogram_score: pair_weights: expected shape \(2, 2\)"):
-        variogram_score(jnp.ones((3, 2)), jnp.ones(2), pair_weights=jnp.ones(2))
+        variogram_score(np.ones((3, 2)), np.ones(2), pair_weights=np.ones(2))
     with pytest.raises(ValueError, match=r"energy_score: target: expected shape \(4, 2\)"):
-        energy_score(jnp.ones((4, 3, 2)), jnp.ones(2))
+        energy_score(np.ones((4, 3, 2)), np.ones(2))
     with pytest.raises(ValueError, match="variogram_score: p"):
-        checked(variogram_score)(jnp.ones((3, 2)), jnp.ones(2), p=0.0)
+        checked(variogram_score)(np.ones((3, 2)), np.ones(2), p=0.0)
 
 
 @pytest.mark.parametrize(

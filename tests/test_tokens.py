@@ -232,12 +232,20 @@ def test_lengths_hide_what_lies_beyond_them() -> None:
     where = np.random.default_rng(0).random((3, 4)) < 0.6
     garbage = np.where(inside, labels, 99), np.where(inside[..., None], logits, np.nan)
     units, _ = formula(logits, labels)
+
+    @jax.jit
+    def run(labels: Any, logits: Any, **options: Any) -> Any:
+        options = dict(lengths=lengths, **options)
+        summed, mean = (
+            sequence_log_probs(logits, labels, average=average, **options)
+            for average in (False, True)
+        )
+        return sequence_cross_entropy(logits, labels, **options), summed, mean
+
     for kept, options in ((inside, {}), (inside & where, dict(where=where))):
-        got = sequence_cross_entropy(garbage[1], garbage[0], lengths=lengths, **options)
+        got, summed, mean = run(*garbage, **options)
         np.testing.assert_allclose(got, units[kept].mean(), rtol=1e-6)
-        summed = sequence_log_probs(garbage[1], garbage[0], lengths=lengths, **options)
         np.testing.assert_allclose(summed, -np.sum(units * kept, axis=-1), rtol=2e-6)
-        mean = sequence_log_probs(garbage[1], garbage[0], lengths=lengths, average=True, **options)
         expected = -np.sum(units * kept, axis=-1) / np.maximum(kept.sum(axis=-1), 1)
         np.testing.assert_allclose(mean, expected, rtol=2e-6)
     with pytest.raises(ValueError, match=r"lengths: expected shape \(3,\), got \(1,\)"):
@@ -265,18 +273,17 @@ def test_packed_rows_cost_what_the_unpacked_sequences_cost() -> None:
     kept = np.arange(4) < lengths[:, None]
     packed = lambda x: np.concatenate([x[kept], x[2, :1]])[None]  # one token of padding
     ids = np.repeat([1, 2, 3, 0], [*lengths, 1])[None].astype(np.int32)
-    for reduction in (
-        jaxloss.sequence_mean,
-        jaxloss.sequence_sum,
-        jaxloss.sequence_sum_scaled(10),
-    ):
-        one = sequence_cross_entropy(
-            packed(logits),
-            packed(labels),
-            where=ids > 0,
-            reduction=jaxloss.segmented(reduction, ids, 3),
+    reductions = jaxloss.sequence_mean, jaxloss.sequence_sum, jaxloss.sequence_sum_scaled(10)
+
+    @jax.jit
+    def run(logits: Any, packed_logits: Any) -> Any:
+        rows = lambda r: sequence_cross_entropy(
+            packed_logits, packed(labels), where=ids > 0, reduction=jaxloss.segmented(r, ids, 3)
         )
-        other = sequence_cross_entropy(logits, labels, lengths=lengths, reduction=reduction)
+        whole = lambda r: sequence_cross_entropy(logits, labels, lengths=lengths, reduction=r)
+        return [(rows(r), whole(r)) for r in reductions]
+
+    for one, other in run(logits, packed(logits)):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -337,14 +344,14 @@ def test_the_soft_cap_comes_first_and_keeps_its_slope_where_it_is_reached() -> N
     np.testing.assert_allclose(value, 30 * np.tanh(wide), rtol=1e-6)
     np.testing.assert_allclose(gradient, 1 / np.cosh(wide) ** 2, rtol=1e-5)
     logits, labels = draw(FEW)
-    capped = soft_cap(10 * logits, 5.0)
+    capped = 5 * np.tanh(2 * logits)
     options = dict(label_smoothing=0.1, z_loss=0.1)
     np.testing.assert_allclose(
         sequence_cross_entropy(10 * logits, labels, softcap=5.0, **options),
         sequence_cross_entropy(capped, labels, **options),
         rtol=1e-6,
     )
-    assert soft_cap(jnp.ones(2, jnp.bfloat16), 2.0).dtype == jnp.float32
+    assert soft_cap(np.ones(2, jnp.bfloat16), 2.0).dtype == jnp.float32
     with pytest.raises(ValueError, match="cap: expected a value above 0"):
         checked(soft_cap)(x, 0.0)
 
@@ -428,8 +435,8 @@ def test_each_head_is_scored_against_a_later_token_of_its_own_sequence() -> None
 
 
 def test_more_heads_than_tokens_leave_the_first_ones() -> None:
-    logits = jnp.zeros((2, 5, 4))
-    got = multi_token_prediction_loss(logits, jnp.array([0, 1]), reduction="none")
+    logits = np.zeros((2, 5, 4), np.float32)
+    got = multi_token_prediction_loss(logits, np.array([0, 1]), reduction="none")
     np.testing.assert_allclose(
         got, np.log(4) * (np.arange(2)[:, None] + np.arange(5) < 2), rtol=1e-6
     )
@@ -480,7 +487,7 @@ def test_a_negative_class_that_is_ruled_out_costs_nothing() -> None:
     units, gradient = units_and_gradient(unlikelihood_loss, logits, np.array([[0]]))
     np.testing.assert_array_equal(units, 0)
     np.testing.assert_array_equal(gradient, 0)
-    _, largest, others = top_and_others(jnp.ones((1, 1)))
+    _, largest, others = jax.jit(top_and_others)(np.ones((1, 1), np.float32))
     assert largest == 1
     assert others == -jnp.inf
 
@@ -494,28 +501,27 @@ def test_previous_tokens_are_candidates_once_and_never_the_current_one() -> None
         earlier = {int(x) for x, w in zip(labels[b, :t], where[b, :t], strict=True) if w}
         expected = sorted(earlier - {int(labels[b, t]), -1})
         assert sorted(np.asarray(candidates)[b, t][np.asarray(kept)[b, t]].tolist()) == expected
-    logits = jnp.zeros((2, 6, 5))
+    logits, kept = np.zeros((2, 6, 5), np.float32), np.asarray(kept)
     got = unlikelihood_loss(logits, candidates, negative_where=kept, reduction="none")
     np.testing.assert_allclose(got, kept.sum(axis=-1) * np.log(5 / 4), rtol=1e-6)
+
+
+@jax.jit
+def neutral_and_combined(z: Any, shift: Any) -> Any:
+    labels = np.array([0, 1, 2, 3])
+    units = lambda **options: sequence_cross_entropy(z, labels, reduction="none", **options)
+    zero = 0 * shift
+    neutral = units(label_smoothing=zero, z_loss=zero, softcap=zero + 1e6)
+    summed = units() + shift * z_loss(z, reduction="none")
+    return units(), neutral, token_log_probs(z, labels), summed, units(z_loss=shift)
 
 
 @settings(max_examples=30, deadline=None)
 @given(arrays(np.float32, (4, 5), elements=st.floats(-30, 30, width=32)), st.floats(0, 0.5))
 def test_options_at_their_neutral_values_change_nothing(z: Any, shift: float) -> None:
-    labels = np.array([0, 1, 2, 3])
-    base = sequence_cross_entropy(z, labels, reduction="none")
-    neutral = sequence_cross_entropy(
-        z,
-        labels,
-        label_smoothing=np.float32(0),
-        z_loss=np.float32(0),
-        softcap=np.float32(1e6),
-        reduction="none",
-    )
+    base, neutral, log_probs, summed, both = neutral_and_combined(z, np.float32(shift))
     np.testing.assert_allclose(neutral, base, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(-token_log_probs(z, labels), base, rtol=1e-6)
-    summed = base + np.float32(shift) * z_loss(z, reduction="none")
-    both = sequence_cross_entropy(z, labels, z_loss=np.float32(shift), reduction="none")
+    np.testing.assert_allclose(-log_probs, base, rtol=1e-6)
     np.testing.assert_allclose(both, summed, rtol=1e-5, atol=1e-5)
 
 

@@ -21,14 +21,22 @@ from jaxloss.losses.transducer import (
 MIB = 2**20
 
 
-@partial(jax.jit, static_argnames="blank_id")
 def units_and_gradient(logits: Any, labels: Any, **options: Any) -> tuple[Any, Any]:
+    return jax.device_get(_units_and_gradient(logits, labels, **options))
+
+
+@partial(jax.jit, static_argnames="blank_id")
+def _units_and_gradient(logits: Any, labels: Any, **options: Any) -> tuple[Any, Any]:
     call = lambda z, reduction: rnnt_loss(z, labels, reduction=reduction, **options)
     return call(logits, "none"), jax.grad(call)(logits, "sum")
 
 
-@jax.jit
 def arcs_and_gradient(blank: Any, label: Any, **options: Any) -> tuple[Any, Any]:
+    return jax.device_get(_arcs_and_gradient(blank, label, **options))
+
+
+@jax.jit
+def _arcs_and_gradient(blank: Any, label: Any, **options: Any) -> tuple[Any, Any]:
     call = lambda arcs, r: rnnt_loss_from_log_probs(*arcs, reduction=r, **options)
     return call((blank, label), "none"), jax.grad(call)((blank, label), "sum")
 
@@ -123,16 +131,16 @@ def test_hidden_frames_and_labels_count_as_deleted_wherever_they_stand() -> None
         inside = np.ix_(where[i], reached[i])
         value, slope = from_logits(logits[i][inside], labels[i][label_where[i]])
         np.testing.assert_allclose(values[i], value, rtol=1e-6)
-        np.testing.assert_allclose(np.asarray(slopes)[i][inside], slope, atol=5e-7)
+        np.testing.assert_allclose(slopes[i][inside], slope, atol=5e-7)
         kept = np.zeros(slopes[i].shape, bool)
         kept[inside] = True
-        assert not np.any(np.asarray(slopes)[i][~kept])
+        assert not np.any(slopes[i][~kept])
         of_labels = np.ix_(where[i], label_where[i])
         value, of_blank, of_label = enumerated(blank[i][inside], label[i][of_labels])
         np.testing.assert_allclose(arcs[i], value, rtol=2e-6, atol=1e-6)
-        np.testing.assert_allclose(np.asarray(arc_slopes[0])[i][inside], of_blank, atol=1e-6)
-        np.testing.assert_allclose(np.asarray(arc_slopes[1])[i][of_labels], of_label, atol=1e-6)
-        assert not np.any(np.asarray(arc_slopes[0])[i][~kept[..., 0]])
+        np.testing.assert_allclose(arc_slopes[0][i][inside], of_blank, atol=1e-6)
+        np.testing.assert_allclose(arc_slopes[1][i][of_labels], of_label, atol=1e-6)
+        assert not np.any(arc_slopes[0][i][~kept[..., 0]])
 
 
 def test_one_bad_or_infeasible_sequence_does_not_touch_the_others() -> None:
@@ -158,11 +166,11 @@ def test_without_frames_only_no_labels_can_be_emitted() -> None:
 
 
 def test_a_near_certain_path_costs_almost_nothing_and_never_less() -> None:
-    logits = np.zeros((4, 3, 3, 5), np.float32)
-    gaps = np.array([5.0, 10.0, 20.0, 40.0])
+    logits = np.zeros((6, 3, 3, 4), np.float32)
+    gaps = np.array([5.0, 10.0, 15.0, 20.0, 30.0, 40.0])
     for t, u, k in ((0, 0, 1), (0, 1, 0), (1, 1, 2), (1, 2, 0), (2, 2, 0)):
         logits[:, t, u, k] = gaps
-    labels = np.array([[1, 2]] * 4)
+    labels = np.array([[1, 2]] * 6, np.int32)
     values, slopes = units_and_gradient(logits, labels)
     with jax.enable_x64(True):
         exact, right = units_and_gradient(logits.astype(np.float64), labels)
@@ -173,11 +181,11 @@ def test_a_near_certain_path_costs_almost_nothing_and_never_less() -> None:
 
 
 def test_fastemit_scales_the_gradient_of_the_labels_and_not_the_value() -> None:
-    logits, labels = batch(3, 2, 4, 2, seed=3)
+    logits, labels = batch(3, 2, 4, 6, seed=3)
     plain, _ = units_and_gradient(logits, labels)
     values, slopes = units_and_gradient(logits, labels, fastemit_lambda=0.5)
     np.testing.assert_array_equal(values, plain)
-    for i in range(2):
+    for i in range(6):
         _, slope = from_logits(logits[i], labels[i], boost=1.5)
         np.testing.assert_allclose(slopes[i], slope, atol=1e-6)
 
@@ -205,7 +213,9 @@ def test_the_derivatives_are_those_of_the_plain_sum_over_paths() -> None:
             back = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), v))(z)
             return loss(z), jax.jvp(loss, (z,), (v,))[1], both, back
 
-        right = jax.jit(partial(everything, plain))(logits, moved)
+        both = jax.jit(lambda z, v: jax.jvp(jax.value_and_grad(plain), (z,), (v,)))
+        (value, slope), (along, curved) = jax.device_get(both(logits, moved))
+        right = value, along, (slope, curved), curved
         ours = lambda z: rnnt_loss(z, labels, reduction="sum")
         got = jax.jit(partial(everything, ours))(logits, moved)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), got, right)
@@ -258,16 +268,16 @@ def test_nothing_of_the_size_of_the_logits_is_stored() -> None:
 
 def test_hat_shares_out_what_the_blank_leaves() -> None:
     logits, labels = batch(3, 2, 4, 2, seed=6)
-    blank, label = hat_log_probs(logits, labels)
+    blank, label = jax.device_get(hat_log_probs(logits, labels))
     total = np.exp(blank[:, :, :2])
     for k in range(1, 4):
-        _, other = hat_log_probs(logits, np.full((2, 2), k))
+        _, other = hat_log_probs(logits, np.full((2, 2), k, np.int32))
         total = total + np.exp(other)
     np.testing.assert_allclose(total, 1, rtol=1e-6)
     z = logits[:, :, :2].astype(np.float64)
     shown = np.take_along_axis(log_softmax(z[..., 1:]), labels[:, None, :, None] - 1, 3)[..., 0]
     np.testing.assert_allclose(label, shown - np.logaddexp(0, z[..., 0]), rtol=1e-5)
-    bad = hat_log_probs(logits, np.array([[0, 1], [1, 4]]))[1]
+    bad = np.asarray(hat_log_probs(logits, np.array([[0, 1], [1, 4]], np.int32))[1])
     assert np.isnan(bad[0, :, 0]).all()
     assert np.isnan(bad[1, :, 1]).all()
     assert np.isfinite(bad[0, :, 1]).all()
@@ -277,7 +287,8 @@ def test_a_delay_penalty_of_zero_changes_nothing_and_hidden_frames_do_not_count(
     _, label = np.random.default_rng(7).normal(size=(2, 2, 5, 3)).astype(np.float32)
     np.testing.assert_array_equal(delay_penalized(label, penalty=0.0), label)
     where = np.array([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1]], bool)
-    got = delay_penalized(np.where(where[..., None], label, np.nan), penalty=0.5, where=where)
+    hidden = np.where(where[..., None], label, np.nan)
+    got = np.asarray(delay_penalized(hidden, penalty=0.5, where=where))
     bonus = (got - label)[0, [0, 2, 3]]
     np.testing.assert_allclose(bonus, [[0.5] * 3, [0] * 3, [-0.5] * 3], atol=1e-6)
     assert not np.any(got[0, [1, 4]])

@@ -1,5 +1,7 @@
 """Triplets of a batch: the triple loop in value and derivatives, ties, chunks, devices, memory."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jaxloss.losses.triplets import (
 
 N, D, MARGIN = 9, 3, 0.5
 MIB = 2**20
+ONES = np.ones(N, np.float32)
 LOSSES = dict(
     hard=batch_hard_triplet_loss,
     semi_hard=batch_semi_hard_triplet_loss,
@@ -35,21 +38,33 @@ def draw(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((N, D))
 
 
-def every(x: Any, labels: Any, **options: Any) -> dict[str, Any]:
-    """Units of all losses, with the hinge and with softplus."""
-    options = dict(margin=MARGIN, reduction="none") | options
+def every(labels: Any, **options: Any) -> dict[str, Callable[[Any], Any]]:
+    """Units of all losses, with the hinge and with softplus, as functions of the embeddings."""
+    options = dict(labels=labels, margin=MARGIN, reduction="none") | options
     return {
-        f"{name}{' soft' * soft}": loss(x, labels, soft=soft, **options)
+        f"{name}{' soft' * soft}": partial(loss, soft=soft, **options)
         for name, loss in LOSSES.items()
         for soft in (False, True)
     }
 
 
+@partial(jax.jit, static_argnames="size")
+def units_and_gradients(
+    x: Any, labels: Any, where: Any, weights: Any, size: int | None = None
+) -> Any:
+    """Units, and the gradients of their sums, in which each column has one of the weights."""
+    units, gradients = {}, {}
+    for name, call in every(labels, where=where, chunk_size=size).items():
+        units[name], pull = jax.vjp(call, x)
+        ones = jnp.ones_like(units[name])
+        (gradients[name],) = pull((ones.T * weights).T if ones.ndim else ones)
+    return units, gradients
+
+
 @jax.jit
-def units_and_gradients(x: Any, labels: Any, where: Any) -> Any:
-    total = lambda x, name: jnp.sum(every(x, labels, where=where)[name])
-    units = every(x, labels, where=where)
-    return units, {name: jax.grad(total)(x, name) for name in units}
+def means_and_gradients(x: Any, labels: Any, margin: Any, where: Any) -> Any:
+    call = lambda loss: lambda x: loss(x, labels, margin=margin, where=where)
+    return [jax.value_and_grad(call(loss))(x) for loss in LOSSES.values()]
 
 
 def by_loop(x: np.ndarray, labels: Any, where: np.ndarray) -> dict[str, np.ndarray]:
@@ -81,7 +96,7 @@ def test_units_are_those_of_the_triple_loop(labels) -> None:
     for seed in range(3):
         x, where = draw(seed), np.random.default_rng(seed).random(N) < 0.8
         with jax.enable_x64(True):
-            units, gradients = units_and_gradients(x, labels, where)
+            units, gradients = units_and_gradients(x, labels, where, ONES)
         expected = by_loop(x, labels, where)
         for name in expected:
             np.testing.assert_allclose(units[name], expected[name], atol=1e-13, err_msg=name)
@@ -97,7 +112,7 @@ def test_ties_and_coincident_points_have_the_value_of_the_loop_and_finite_gradie
         half = np.random.default_rng(seed).integers(0, 2, (N // 2, D))
         x = np.concatenate([half, -half, 0 * half[:1]]).astype(np.float64)  # no rounding: mean 0
         with jax.enable_x64(True):
-            units, gradients = units_and_gradients(x, labels, where)
+            units, gradients = units_and_gradients(x, labels, where, ONES)
         expected = by_loop(x, labels, where)
         for name in expected:
             np.testing.assert_allclose(units[name], expected[name], atol=1e-13, err_msg=name)
@@ -107,7 +122,9 @@ def test_ties_and_coincident_points_have_the_value_of_the_loop_and_finite_gradie
 def test_a_batch_in_one_point_costs_the_margin_without_a_gradient() -> None:
     labels, where = np.asarray(LABELS["three classes"], np.int32), np.ones(N, bool)
     for point in (0.0, 1.0, -1e4):
-        units, gradients = units_and_gradients(np.full((N, D), point, np.float32), labels, where)
+        units, gradients = units_and_gradients(
+            np.full((N, D), point, np.float32), labels, where, ONES
+        )
         np.testing.assert_allclose(units["hard"], MARGIN)
         np.testing.assert_allclose(units["all"], MARGIN)
         for gradient in gradients.values():
@@ -144,21 +161,25 @@ def test_sums_by_counting_have_every_derivative_of_the_sum_over_triplets() -> No
 def test_the_mean_over_costly_anchors_is_the_mean_over_triplets_of_the_peers() -> None:
     labels = np.asarray(LABELS["three classes"], np.int32)
     x = (draw() + 2 * labels[:, None]).astype(np.float32)
-    units = batch_hard_triplet_loss(x, labels, margin=MARGIN, reduction="none")
+
+    @jax.jit
+    def run(x):
+        loss = partial(batch_hard_triplet_loss, x, labels, margin=MARGIN)
+        return [loss(reduction=reduction) for reduction in ("none", "mean", nonzero_mean)]
+
+    units, mean, costly = jax.device_get(run(x))
     assert np.any(units == 0)
     assert np.any(units > 0)
-    mean = lambda reduction: batch_hard_triplet_loss(x, labels, margin=MARGIN, reduction=reduction)
-    np.testing.assert_allclose(mean("mean"), np.mean(units), rtol=1e-6)
-    np.testing.assert_allclose(mean(nonzero_mean), np.mean(units[units > 0]), rtol=1e-6)
+    np.testing.assert_allclose(mean, np.mean(units), rtol=1e-6)
+    np.testing.assert_allclose(costly, np.mean(units[units > 0]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_embeddings_of_any_scale_are_in_range(scale) -> None:
     labels, x = np.asarray(LABELS["three classes"], np.int32), draw().astype(np.float32)
-    for loss in LOSSES.values():
-        both = jax.value_and_grad(lambda x, m, loss=loss: loss(x, labels, margin=m))
-        value, gradient = both(x, np.float32(MARGIN))
-        scaled, slope = both(x * np.float32(scale), np.float32(MARGIN * scale))
+    both = lambda x, margin: means_and_gradients(x, labels, np.float32(margin), np.ones(N, bool))
+    here, there = both(x, MARGIN), both(x * np.float32(scale), MARGIN * scale)
+    for (value, gradient), (scaled, slope) in zip(here, there, strict=True):
         np.testing.assert_allclose(scaled, value * scale, rtol=1e-5)
         np.testing.assert_allclose(slope, gradient, rtol=1e-4, atol=1e-6)
 
@@ -175,25 +196,19 @@ def test_partners_of_shifted_embeddings_are_found_and_measured_exactly() -> None
 def test_a_sample_that_is_no_number_makes_the_loss_nan() -> None:
     x, labels = draw().astype(np.float32), np.asarray(LABELS["a singleton"], np.int32)
     for row in (0, 4):
-        for loss in LOSSES.values():
-            bad = x.copy()
-            bad[row, 1] = np.nan
-            assert jnp.isnan(loss(bad, labels))
-            assert jnp.isfinite(loss(bad, labels, where=np.arange(N) != row))
+        bad = x.copy()
+        bad[row, 1] = np.nan
+        means = partial(means_and_gradients, bad, labels, np.float32(1))
+        assert all(np.isnan(value) for value, _ in means(np.ones(N, bool)))
+        assert all(np.isfinite(value) for value, _ in means(np.arange(N) != row))
 
 
 def test_chunks_change_neither_value_nor_gradient() -> None:
     labels = np.asarray(LABELS["three classes"], np.int32)
-    weights = np.linspace(0.5, 2, N)
-
-    def total(x, size):
-        units = every(x, labels, chunk_size=size)
-        return sum(jnp.sum(u.T * weights) if u.ndim else u for u in units.values()), units
-
-    both = jax.jit(jax.grad(total, has_aux=True), static_argnums=1)
+    weights = np.linspace(0.5, 2, N, dtype=np.float32)
+    run = partial(units_and_gradients, draw(), labels, np.ones(N, bool), weights)
     with jax.enable_x64(True):
-        for a, b in zip(*map(jax.tree.leaves, (both(draw(), 4), both(draw(), None))), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-13)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-13), run(size=4), run())
 
 
 def test_chunks_over_devices_give_what_one_device_gives() -> None:
@@ -201,15 +216,15 @@ def test_chunks_over_devices_give_what_one_device_gives() -> None:
     labels = (np.arange(32) * 7 % 5).astype(np.int32)
 
     def total(x, labels, **options):
-        losses = (loss(x, labels, chunk_size=2, **options) for loss in LOSSES.values())
-        return sum(losses)
+        return sum(loss(x, labels, **options) for loss in LOSSES.values())
 
     expected = jax.jit(jax.value_and_grad(total))(x, labels)
+    chunked = jax.value_and_grad(partial(total, chunk_size=2))
     spec = PartitionSpec("data")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         put = [jax.device_put(a, NamedSharding(mesh, spec)) for a in (x, labels)]
-        explicit = jax.jit(jax.value_and_grad(total))(*put)
+        explicit = jax.jit(chunked)(*put)
 
     def local(x, labels):
         mean = across("data")
@@ -232,10 +247,13 @@ def test_a_distance_is_used_for_the_choice_and_for_the_cost() -> None:
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosine = lambda a, b: 1 - pairwise_cosine(a, b)
     squares = lambda a, b: 0.5 * jnp.sum((a[:, None] - b[None]) ** 2, axis=-1)
-    both = lambda d: jax.jit(lambda x: every(x, labels, distance=d))
-    expected = both(squares)(unit)
-    for name, value in both(cosine)(x).items():
-        same = expected[name]
+
+    @jax.jit
+    def run(x, unit):
+        calls = every(labels, distance=cosine), every(labels, distance=squares)
+        return {name: (calls[0][name](x), calls[1][name](unit)) for name in calls[0]}
+
+    for name, (value, same) in run(x, unit).items():
         np.testing.assert_allclose(value, same, atol=1e-6, err_msg=name)
 
 

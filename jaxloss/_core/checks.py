@@ -116,6 +116,15 @@ def check_where(where: Any, name: str = "where") -> None:
     _assert(chex.assert_type, jnp.asarray(where), bool, error=TypeError, text=text)
 
 
+def check_reduction(reduction: Any) -> None:
+    """A reduction is one of three names, or a callable."""
+    named = reduction in ("mean", "sum", "none") if isinstance(reduction, str) else False
+    if not named and not callable(reduction):
+        expected = "'mean', 'sum', 'none' or a callable of (values, weights)"
+        error = ValueError if isinstance(reduction, str) else TypeError
+        raise error(message("reduction", expected, repr(reduction)))
+
+
 def check_option(options: Sequence[Any], **values: Any) -> None:
     """A static option is one of the offered values."""
     for name, value in values.items():

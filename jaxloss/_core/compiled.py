@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 
-from .checks import message, naming
+from .checks import check_reduction, message, naming
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,12 +93,10 @@ def _is_tree(value: Any) -> bool:
 
 
 def _carry(name: str, reduction: Any) -> Any:
+    with naming(name):
+        check_reduction(reduction)
     if isinstance(reduction, (str, types.FunctionType)):
         return _Static(reduction)
-    if not callable(reduction):
-        with naming(name):
-            expected = "'mean', 'sum', 'none' or a callable of (values, weights)"
-            raise TypeError(message("reduction", expected, repr(reduction)))
     if jax.tree_util.all_leaves([reduction]):  # a callable that is no pytree
         return _Static(reduction)
     return reduction

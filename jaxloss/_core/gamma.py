@@ -30,6 +30,7 @@ def stirling_error(x: Array, log_x: Array | None = None) -> Array:
 
 
 @jax.custom_jvp
+@jax.jit
 def _stirling(x: Array, log_x: Array) -> Array:
     z, steps = jnp.where(x < 1, x + 1, x), _steps(x, 2, 7)
     inverse = 1 / (z + steps)
@@ -44,6 +45,7 @@ def _stirling(x: Array, log_x: Array) -> Array:
 
 
 @jax.custom_jvp
+@jax.jit
 def _stirling_slope(x: Array, log_x: Array) -> Array:
     """Its derivative times x, from -1/2 at 0 to -1 / (12 x)."""
     z, steps = jnp.where(x < 1, x + 1, x), _steps(x, 2, 7)
@@ -59,6 +61,7 @@ def _stirling_slope(x: Array, log_x: Array) -> Array:
     return jnp.where(x < 1, x * (jnp.log1p(x) - log_x) - (x + 0.5) / (x + 1), 0) - total
 
 
+@jax.jit
 def _stirling_bend(x: Array) -> Array:
     """Its second derivative times x^2."""
     z, steps = jnp.where(x < 1, x + 1, x), _steps(x, 2, 7)

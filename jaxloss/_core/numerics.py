@@ -188,8 +188,8 @@ def box_cox(log_x: Array, power: Array) -> Array:
 
 def horner(coefficients: Sequence[float | Array], x: Array) -> Array:
     """The polynomial with these coefficients, the constant one first."""
-    total = jnp.zeros_like(x)
-    for coefficient in reversed(coefficients):
+    total = jnp.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
         total = total * x + coefficient
     return total
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .checks import check_array, check_where, message, naming
+from .checks import check_array, check_reduction, check_where, message, naming
 from .numerics import safe_div, widen
 from .typing import Reduction, Values, Where
 
@@ -65,11 +65,9 @@ def reduce(
             _check_units("weights", weights, values)
             weights = jnp.asarray(weights).astype(values.dtype)
             weights = weights if where is None else jnp.where(where, weights, 0)
+        check_reduction(reduction)
         if isinstance(reduction, str):
             return _named(values, where, weights, reduction)
-        if not callable(reduction):
-            expected = "'mean', 'sum', 'none' or a callable of (values, weights)"
-            raise TypeError(message("reduction", expected, repr(reduction)))
         if weights is None:
             weights = jnp.ones_like(values) if where is None else where.astype(values.dtype)
         return reduction(values, weights)
@@ -93,9 +91,6 @@ def _named(values: Array, where: Array | None, weights: Array | None, reduction:
         return weighted
     if reduction == "sum":
         return jnp.sum(weighted)
-    if reduction != "mean":
-        expected = "'mean', 'sum', 'none' or a callable of (values, weights)"
-        raise ValueError(message("reduction", expected, repr(reduction)))
     if weights is not None:
         return safe_div(jnp.sum(weighted), jnp.sum(weights))
     if where is not None:

@@ -42,6 +42,8 @@ def _reduction(*, data: tuple[str, ...] = ()) -> Any:
 
     def decorate(cls: type[T]) -> type[T]:
         cls = dataclass(frozen=True)(cls)
+        if not data:
+            return jax.tree_util.register_static(cls)
         meta = [f.name for f in fields(cls) if f.name not in data]  # pyright: ignore[reportArgumentType]
         return jax.tree_util.register_dataclass(cls, data_fields=list(data), meta_fields=meta)
 
@@ -123,6 +125,13 @@ class top_k:  # noqa: N801
             expected = "a share in (0, 1]" if share else "a count of at least 1"
             with naming("top_k"):
                 raise ValueError(message("amount", expected, self.amount))
+
+    def __eq__(self, other: object) -> bool:
+        """A count of 1 is not a share of 1.0: a compiled loss must tell them apart."""
+        return isinstance(other, top_k) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def __call__(self, values: Array, weights: Array) -> Array:
         values, weights = (unshard(x).reshape(-1) for x in (values, weights))

@@ -97,10 +97,11 @@ def _along(x: Array, taps: Array, axis: int) -> Array:
 
 def _product(x: Array, taps: Array, axis: int) -> Array:
     window, pixels = taps.shape[0], x.shape[axis]
-    shape = (pixels - window + 1, pixels)
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in (0, 1))
-    lag = column - row
-    band = jnp.where((lag >= 0) & (lag < window), taps[jnp.clip(lag, 0, window - 1)], 0)
+    outputs = pixels - window + 1
+    # Rows of pixels + 1 entries, laid end to end and cut into rows of pixels: each moves by one.
+    row = jnp.pad(taps, (0, pixels + 1 - window))
+    band = jnp.broadcast_to(row, (outputs, pixels + 1)).reshape(-1)
+    band = jax.lax.slice_in_dim(band, 0, outputs * pixels).reshape(outputs, pixels)
     out = jax.lax.dot_general(band, x, (((1,), (axis,)), ((), ())), precision="highest")
     return jnp.moveaxis(out, 0, axis)
 
