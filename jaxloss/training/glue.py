@@ -2,7 +2,8 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cache, wraps
+from types import FunctionType
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,7 +66,9 @@ def as_keras(
     """A loss as `keras.losses.Loss`, for `model.compile` of Keras 3 on JAX.
 
     Keras calls `(y_true, y_pred)` with a target in float32, weighs each unit by `sample_weight` and
-    divides by the sum of the weights, as `weights=` does here.
+    divides by the sum of the weights, as `weights=` does here. A saved model keeps the loss and its
+    options; call `as_keras` once, with any loss, before `keras.models.load_model`. A loss of your
+    own comes back if `keras.saving.register_keras_serializable` knows it.
 
     Args:
         loss: `(pred, target, **options)` with units along the batch.
@@ -94,20 +97,32 @@ def as_keras(
     if keras.backend.backend() != "jax":
         raise ValueError(message("keras", "its backend jax", keras.backend.backend()))
     title = getattr(loss, "__name__", type(loss).__name__) if name is None else name
+    return _keras_class()(loss, title, integer_labels, options)
 
+
+@cache
+def _keras_class() -> Any:
+    """The class that Keras sees, made and registered once, since Keras is no dependency."""
+    keras = importlib.import_module("keras")
+    public = importlib.import_module("jaxloss")
+
+    @keras.saving.register_keras_serializable(package="jaxloss")
     class Loss(keras.losses.Loss):
         """A loss of jaxloss under the protocol of Keras."""
 
-        def __init__(self) -> None:
-            super().__init__(name=title, reduction="mean_with_sample_weight")
+        def __init__(
+            self, loss: Callable[..., Any], name: str, integer_labels: bool, options: dict[str, Any]
+        ) -> None:
+            super().__init__(name=name, reduction="mean_with_sample_weight")
+            self.loss, self.integer_labels, self.options = loss, integer_labels, options
 
         def call(self, y_true: Any, y_pred: Any) -> Any:
-            target = _labels(y_true, y_pred) if integer_labels else y_true
-            units = loss(y_pred, target, reduction="none", **options)
+            target = _labels(y_true, y_pred) if self.integer_labels else y_true
+            units = self.loss(y_pred, target, reduction="none", **self.options)
             if jnp.shape(units)[:1] != jnp.shape(y_pred)[:1] or not jnp.ndim(units):
                 with naming("as_keras"):
                     expected = f"units along a batch of {jnp.shape(y_pred)[0]}"
-                    raise ValueError(message(title, expected, f"shape {jnp.shape(units)}"))
+                    raise ValueError(message(self.name, expected, f"shape {jnp.shape(units)}"))
             return units
 
         def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -121,7 +136,33 @@ def as_keras(
             weights = None if sample_weight is None else _spread(sample_weight, units.shape)
             return reduce(units, where=where, weights=weights)
 
-    return Loss()
+        def get_config(self) -> dict[str, Any]:
+            known = getattr(self.loss, "__name__", "")
+            found: Any = known if getattr(public, known, None) is self.loss else None
+            if found is None and isinstance(self.loss, FunctionType):
+                found = keras.saving.serialize_keras_object(self.loss)
+            return {
+                "loss": found,
+                "name": self.name,
+                "integer_labels": self.integer_labels,
+                "options": keras.saving.serialize_keras_object(self.options),
+            }
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            loss, options = config["loss"], config["options"]
+            if loss is None:
+                with naming("as_keras"):
+                    expected = "a function, or load_model(..., compile=False)"
+                    raise ValueError(message(config["name"], expected, "another callable"))
+            if isinstance(loss, str):
+                loss = getattr(public, loss)
+            else:
+                loss = keras.saving.deserialize_keras_object(loss)
+            options = keras.saving.deserialize_keras_object(options)
+            return cls(loss, config["name"], config["integer_labels"], options)
+
+    return Loss
 
 
 def _spread(weight: Any, shape: tuple[int, ...]) -> Any:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -259,6 +259,37 @@ def test_labels_of_keras_are_floats_and_one_with_a_fraction_is_nan():
         True,
         True,
     ]
+
+
+def cubic(pred, target, *, scale=1.0, reduction="mean"):
+    return jaxloss.reduce(scale * jnp.abs(pred - target) ** 3, reduction=reduction)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
+def test_a_saved_keras_model_keeps_its_loss_and_options(tmp_path):
+    keras = require_peer("keras")
+    keras.saving.register_keras_serializable(package="tests")(cubic)
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    weights = np.array([0.3, 2.0], np.float32)
+    smooth = dict(class_weights=weights, label_smoothing=0.2)
+    for loss, target in (
+        (as_keras(softmax_cross_entropy, integer_labels=True, **smooth), labels[:, None]),
+        (as_keras(jaxloss.huber_loss, delta=0.3, name="clipped"), x[:, :2]),
+        (as_keras(cubic, scale=0.5), x[:, :2]),
+    ):
+        model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
+        model.compile(optimizer="sgd", loss=loss)
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert loaded.loss.name == loss.name
+        again, before = (m.evaluate(x, target, verbose=0) for m in (loaded, model))
+        assert again == before == pytest.approx(float(loss(target, model(x))))
+    model.compile(optimizer="sgd", loss=as_keras(partial(cubic, scale=2.0), name="half"))
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="as_keras: half: expected a function"):
+        keras.models.load_model(tmp_path / "model.keras")
+    keras.models.load_model(tmp_path / "model.keras", compile=False)
 
 
 def test_a_loss_without_units_along_the_batch_is_no_loss_for_keras():
