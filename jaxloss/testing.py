@@ -189,14 +189,6 @@ class _Trial:
         (mean, (none, pair)), grad = of_floats(self.differentiable(arrays), arrays, **tail)
         return dict(mean=mean, grad=grad, none=none, pair=pair)
 
-    def evaluate_empty(self, arrays: Arrays, where: Any, weights: Any) -> dict[str, Any]:
-        """The same for no example, where a gradient with a batch axis has no entries."""
-        if not all("B" in self.case.arrays[name].dims.split() for name in self.floats):
-            return self.evaluate(arrays, where, weights)
-        tail = dict(where=where, weights=weights, reduction=_every_part)
-        mean, (none, pair) = self.call(arrays, **tail)
-        return dict(mean=mean, grad={}, none=none, pair=pair)
-
     def along_batch(self, arrays: Arrays, index: Any) -> Arrays:
         """The arrays with `index` applied along their batch axis."""
         return {
@@ -381,7 +373,7 @@ class _Trial:
         mean, (grad, by_number) = jax.tree.map(lambda x: x[0], flat)
         return dict(
             small=jax.vmap(self.evaluate)(*inputs["small"]),
-            empty=self.evaluate_empty(*inputs["empty"]),
+            empty=self.evaluate(*inputs["empty"]),
             plain=dict(mean=mean, grad=grad, numbers=by_number),
             curve=(slope, curvature),
             named=jax.vmap(named)(*inputs["named"]),

@@ -14,9 +14,21 @@ TINY = float(np.finfo(np.float32).tiny)
 
 def units_and_gradient(loss: Callable[..., Any], *arrays: Any, **options: Any) -> tuple[Any, Any]:
     """The units, and the gradient of their sum in the first array, from one compiled call."""
-    traced = {k: v for k, v in options.items() if isinstance(v, float | np.ndarray | jax.Array)}
-    fixed = tuple((k, v) for k, v in options.items() if k not in traced)
+    fixed, traced = _sorted_out(options)
     return _units_and_gradient(loss, fixed)(*arrays, **traced)
+
+
+def value_and_gradients(loss: Callable[..., Any], *arrays: Any, **options: Any) -> tuple[Any, Any]:
+    """The value, and its gradient in every array, from one compiled call."""
+    fixed, traced = _sorted_out(options)
+    return _value_and_gradients(loss, fixed)(*arrays, **traced)
+
+
+def _sorted_out(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], dict[str, Any]]:
+    """Options that a program is compiled for, and those that it is called with."""
+    numbers = float | np.generic | np.ndarray | jax.Array
+    traced = {k: v for k, v in options.items() if isinstance(v, numbers)}
+    return tuple((k, v) for k, v in options.items() if k not in traced), traced
 
 
 @cache
@@ -27,6 +39,17 @@ def _units_and_gradient(
         call = lambda x: loss(x, *rest, reduction="none", **dict(fixed), **traced)
         units, pull = jax.vjp(call, first)
         return units, pull(jnp.ones_like(units))[0]
+
+    return jax.jit(both)
+
+
+@cache
+def _value_and_gradients(
+    loss: Callable[..., Any], fixed: tuple[tuple[str, Any], ...]
+) -> Callable[..., tuple[Any, Any]]:
+    def both(*arrays: Any, **traced: Any) -> tuple[Any, Any]:
+        call = lambda *arrays: loss(*arrays, **dict(fixed), **traced)
+        return jax.value_and_grad(call, range(len(arrays)))(*arrays)
 
     return jax.jit(both)
 

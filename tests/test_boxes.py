@@ -1,6 +1,6 @@
 """Boxes: formulas in 50 digits, degenerate and far boxes, what peers get wrong, notations."""
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def box(*numbers, count=1):
     return np.tile(np.array([numbers], np.float32), (count, 1))
 
 
-pairs = partial(box, count=36)
+pairs = partial(box, count=36)  # of the shape of `boxes(36)`: they share one program
 
 
 # Formulas in 50 digits, each side by side with the paper; `p` and `t` are (x0, y0, x1, y1)
@@ -113,24 +113,20 @@ def area(p):
     return w * h
 
 
-@cache
 def both(p, t):
     w = min(p[2], t[2]) - max(p[0], t[0])
     h = min(p[3], t[3]) - max(p[1], t[1])
     return max(w, 0) * max(h, 0)
 
 
-@cache
 def hull(p, t):
     return min(p[0], t[0]), min(p[1], t[1]), max(p[2], t[2]), max(p[3], t[3])
 
 
-@cache
 def iou(p, t):
     return both(p, t) / (area(p) + area(t) - both(p, t))
 
 
-@cache
 def way(p, t):
     return (p[0] + p[2] - t[0] - t[2]) / 2, (p[1] + p[3] - t[1] - t[3]) / 2
 

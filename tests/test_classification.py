@@ -108,13 +108,6 @@ def test_bfloat16_logits_of_a_large_vocabulary_lose_nothing_but_their_own_roundi
     np.testing.assert_allclose(np.float32(gradient), slope, rtol=0, atol=2**-8)
 
 
-@partial(jax.jit, static_argnames="ignore_index")
-def mean_units_and_gradient(logits, labels, **options):
-    call = lambda z, reduction: softmax_cross_entropy(z, labels, reduction=reduction, **options)
-    units, pull = jax.vjp(lambda z: call(z, "none"), logits)
-    return call(logits, "mean"), units, pull(jnp.ones_like(units))[0]
-
-
 @BOTH
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float64])
 @pytest.mark.parametrize("soft", [False, True], ids=["integer", "dense"])
@@ -132,7 +125,8 @@ def test_smoothing_class_weights_and_ignored_labels_follow_the_formula_together(
         options |= dict(where=kept) if soft else dict(ignore_index=1)
         target = dense(labels, classes)
         given_labels = target if soft else labels
-        mean, units, gradient = mean_units_and_gradient(z, given_labels, **options)
+        mean = softmax_cross_entropy(z, given_labels, **options)
+        units, gradient = units_and_gradient(softmax_cross_entropy, z, given_labels, **options)
         smoothing = 0.2 if dtype == np.float64 else np.float64(np.float32(0.2))
         exact, slope = formula(
             z.astype(np.promote_types(np.float32, units.dtype)), target, smoothing, class_weights

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from oracle import units_off
+from oracle import units_off, value_and_gradients
 from scipy import integrate, stats
 
 from jaxloss import checked
@@ -57,12 +57,6 @@ CLOSED = {
 }
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="fair")
-def step(score, *arrays, **options):
-    """Value and the gradient in each array."""
-    return jax.value_and_grad(score, range(len(arrays)))(*arrays, **options)
-
-
 @partial(jax.jit, static_argnames="fair")
 def all_pairs(samples, target, fair):
     """The definition, with its table of all pairs."""
@@ -98,7 +92,7 @@ def test_closed_forms_are_the_integral_that_defines_the_score(name):
 def test_a_scale_that_vanishes_leaves_the_absolute_error_and_learns_no_more(name):
     loss, *_ = CLOSED[name]
     for scale in (0.0, -1.0, 1e-9):
-        value, slopes = step(loss, *np.float32([1, scale, 3.5]), min_scale=1e-6)
+        value, slopes = value_and_gradients(loss, *np.float32([1, scale, 3.5]), min_scale=1e-6)
         np.testing.assert_allclose(value, 2.5, rtol=1e-6)
         np.testing.assert_array_equal(slopes, [-1, 0, 1])
 
@@ -108,7 +102,7 @@ def test_a_nan_scale_is_not_hidden_by_the_floor_but_by_a_mask(name):
     loss, *_ = CLOSED[name]
     one, scale = np.ones(2, np.float32), np.float32([0.5, np.nan])
     np.testing.assert_array_equal(np.isnan(loss(one, scale, one, reduction="none")), [False, True])
-    value, slopes = step(loss, one, scale, one, where=np.array([True, False]))
+    value, slopes = value_and_gradients(loss, one, scale, one, where=np.array([True, False]))
     assert np.isfinite(value)
     assert slopes[1][1] == 0
 
@@ -147,7 +141,7 @@ def test_equal_components_and_components_of_weight_zero_leave_one_gaussian():
 def test_components_may_be_of_any_sizes_beside_one_another():
     logits, means = np.float32([0, 0.3, -1e4]), np.float32([1e25, 0, 3])
     scales = np.float32([1e25, 0, 1e-25])
-    parts = step(crps_gaussian_mixture, logits, means, scales, np.float32(1))
+    parts = value_and_gradients(crps_gaussian_mixture, logits, means, scales, np.float32(1))
     assert all(np.all(np.isfinite(part)) for part in jax.tree.leaves(parts))
 
 
@@ -191,7 +185,9 @@ def test_an_ensemble_is_the_integral_over_its_steps():
 @pytest.mark.parametrize("fair", [False, True])
 def test_one_member_costs_its_absolute_error(fair):
     # The fair estimator divides by M (M - 1).
-    value, slopes = step(crps_ensemble, np.float32([[3], [1]]), np.float32([1, 1]), fair=fair)
+    value, slopes = value_and_gradients(
+        crps_ensemble, np.float32([[3], [1]]), np.float32([1, 1]), fair=fair
+    )
     assert value == 1
     np.testing.assert_array_equal(slopes[0], [[0.5], [0]])
     np.testing.assert_array_equal(slopes[1], [-0.5, 0])
@@ -209,12 +205,12 @@ def test_the_fair_score_is_that_of_the_distribution_on_average_and_the_other_is_
 @pytest.mark.parametrize("fair", [False, True])
 def test_equal_members_share_their_slope_evenly(fair):
     samples, target = np.float32([[2, 0, 2, 2, -1]]), np.zeros(1, np.float32)
-    _, ((slope,), _) = step(crps_ensemble, samples, target, fair=fair)
+    _, ((slope,), _) = value_and_gradients(crps_ensemble, samples, target, fair=fair)
     others = 4 if fair else 5
     # sign(x - y) / M, less (those below - those above) / (M others); the second hits the target
     expected = np.array([1, 0, 1, 1, -1]) / 5 - np.array([2, -2, 2, 2, -4]) / (5 * others)
     np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-7)
-    _, (same, _) = step(crps_ensemble, 0 * samples, target, fair=fair)
+    _, (same, _) = value_and_gradients(crps_ensemble, 0 * samples, target, fair=fair)
     np.testing.assert_array_equal(same, 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from oracle import units_and_gradient, units_off
+from oracle import units_and_gradient, units_off, value_and_gradients
 from scipy import integrate, stats
 
 from jaxloss import checked
@@ -30,12 +30,6 @@ LOC, TARGET = GENERATOR.normal(size=(2, 40))
 LOG_SCALE = np.concatenate([3 * GENERATOR.normal(size=30), np.linspace(-40, 40, 10)])
 COUNT = np.concatenate([np.arange(20.0), np.exp(GENERATOR.uniform(0, 12, 20))])
 LOG_RATE = np.log(COUNT + 0.5) + GENERATOR.normal(size=40) * np.tile([1e-3, 0.1, 0.3, 3], 10)
-
-
-@partial(jax.jit, static_argnums=0, static_argnames="full")
-def step(loss, *arrays, **options):
-    """Value and the gradient in each array."""
-    return jax.value_and_grad(loss, range(len(arrays)))(*arrays, **options)
 
 
 def zeros(*shape):
@@ -130,14 +124,14 @@ def test_an_impossible_count_costs_infinity_and_a_zero_rate_explains_no_event():
     for full in (False, True):
         values = poisson_nll_loss(log_rate, count, full=full, reduction="none")
         np.testing.assert_array_equal(values, [0, np.inf])
-    _, (slope, _) = step(poisson_nll_loss, log_rate[:1], count[:1])
+    _, (slope, _) = value_and_gradients(poisson_nll_loss, log_rate[:1], count[:1])
     np.testing.assert_array_equal(slope, 0)
 
 
 def test_a_masked_rate_that_overflows_is_invisible():
     log_rate, count = np.float32([0.5, 100]), np.float32([0, -1])
     where = np.array([True, False])
-    value, slopes = step(poisson_nll_loss, log_rate, count, where=where, full=True)
+    value, slopes = value_and_gradients(poisson_nll_loss, log_rate, count, where=where, full=True)
     np.testing.assert_allclose(value, np.exp(0.5), rtol=1e-6)
     for slope in slopes:
         assert np.isfinite(slope[0])
@@ -196,7 +190,7 @@ def test_integer_counts_are_numbers_and_full_is_a_choice_of_two():
 
 @pytest.mark.parametrize("loss", SCALED)
 def test_a_perfect_prediction_of_tiny_scale_is_finite(loss):
-    parts = step(loss, ones(2), np.float32([-100, -1e4]), ones(2))
+    parts = value_and_gradients(loss, ones(2), np.float32([-100, -1e4]), ones(2))
     for part in jax.tree.leaves(parts):
         assert np.all(np.isfinite(part))
     np.testing.assert_array_equal(parts[1][0], 0)
@@ -205,7 +199,7 @@ def test_a_perfect_prediction_of_tiny_scale_is_finite(loss):
 @pytest.mark.parametrize("loss", SCALED)
 def test_a_masked_nan_in_the_scale_is_invisible(loss):
     where, log_scale = np.array([True, False]), np.float32([0.3, np.nan])
-    value, slopes = step(loss, ones(2), log_scale, zeros(2), where=where)
+    value, slopes = value_and_gradients(loss, ones(2), log_scale, zeros(2), where=where)
     assert np.isfinite(value)
     for slope in slopes:
         assert np.isfinite(slope[0])
@@ -213,7 +207,7 @@ def test_a_masked_nan_in_the_scale_is_invisible(loss):
 
 
 def test_a_perfect_prediction_of_tiny_variance_costs_half_its_logarithm():
-    value, slopes = step(gaussian_nll_loss, *np.float32([1, -100, 1]))
+    value, slopes = value_and_gradients(gaussian_nll_loss, *np.float32([1, -100, 1]))
     assert value == -50
     np.testing.assert_array_equal(slopes, [0, 0.5, 0])
 
@@ -238,7 +232,7 @@ def test_the_mean_comes_before_the_variance_and_the_target_last():
 def test_beta_weights_by_a_power_of_the_variance_without_gradient():
     mean, log_var, target = (np.float32(x) for x in (LOC, LOG_SCALE[:40] / 4, TARGET))
     summed = partial(gaussian_nll_loss, reduction="sum")
-    slope = lambda **options: step(summed, mean, log_var, target, **options)[1][:2]
+    slope = lambda **options: value_and_gradients(summed, mean, log_var, target, **options)[1][:2]
     plain = slope()
     for beta in (0.5, 1.0):
         for weighted, bare in zip(slope(beta=beta), plain, strict=True):
@@ -250,7 +244,7 @@ def test_beta_weights_by_a_power_of_the_variance_without_gradient():
 
 
 def test_the_gradient_of_a_laplace_likelihood_at_equality_is_zero_in_its_location():
-    _, slopes = step(laplace_nll_loss, ones(1), zeros(1), ones(1))
+    _, slopes = value_and_gradients(laplace_nll_loss, ones(1), zeros(1), ones(1))
     np.testing.assert_array_equal(slopes[:2], [[0], [1]])
 
 
@@ -297,7 +291,7 @@ def test_degrees_of_freedom_may_be_learned(df):
 
 def test_an_error_of_any_size_is_finite_under_student():
     error = np.float32([1e-25, 1e10, 1e25, -1e25])
-    parts = step(student_t_nll_loss, error, zeros(4), zeros(4))
+    parts = value_and_gradients(student_t_nll_loss, error, zeros(4), zeros(4))
     for part in jax.tree.leaves(parts):
         assert np.all(np.isfinite(part))
 
@@ -314,7 +308,7 @@ def test_below_the_floor_no_gradient_reaches_the_variance():
     # torch's clamp stands outside its graph: its gradient there is about -5e11.
     variance = np.float32([1e-9, 0, -1, 0.5])
     summed = partial(gaussian_variance_nll_loss, reduction="sum")
-    value, slopes = step(summed, ones(4), variance, zeros(4))
+    value, slopes = value_and_gradients(summed, ones(4), variance, zeros(4))
     assert np.isfinite(value)
     np.testing.assert_array_equal(slopes[1], [0, 0, 0, 0.5 * (1 / 0.5 - 1 / 0.25)])
     np.testing.assert_allclose(slopes[0], [1e6, 1e6, 1e6, 2], rtol=1e-6)
@@ -357,8 +351,10 @@ def test_a_diagonal_covariance_is_a_sum_of_gaussians():
 
 def test_what_stands_above_the_diagonal_is_ignored():
     factor, clean = np.float32([[1, np.nan], [0.5, 2]]), np.float32([[1, 0], [0.5, 2]])
-    value, (_, slope, _) = step(multivariate_gaussian_nll_loss, zeros(2), factor, ones(2))
-    expected, _ = step(multivariate_gaussian_nll_loss, zeros(2), clean, ones(2))
+    value, (_, slope, _) = value_and_gradients(
+        multivariate_gaussian_nll_loss, zeros(2), factor, ones(2)
+    )
+    expected, _ = value_and_gradients(multivariate_gaussian_nll_loss, zeros(2), clean, ones(2))
     assert value == expected
     assert slope[0, 1] == 0
     assert np.all(np.isfinite(slope))

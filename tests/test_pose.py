@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import value_and_gradients
 from scipy.spatial.transform import Rotation
 
 from jaxloss import checked
@@ -22,12 +23,6 @@ PARENTS = np.array([0, 0, 1, 1, 3])
 GIVEN, FLOWING = (
     partial(procrustes_mpjpe_loss, stop_gradient_transform=given) for given in (True, False)
 )
-
-
-@partial(jax.jit, static_argnums=0)
-def step(loss, pred, target, **options):
-    """Value and both gradients."""
-    return jax.value_and_grad(loss, (0, 1))(pred, target, **options)
 
 
 def poses(*shape, seed=0, scale=1.0):
@@ -49,7 +44,7 @@ def test_a_perfect_pose_has_value_slope_and_curvature_zero(loss):
 
 def test_a_joint_that_coincides_with_its_parent_has_a_finite_slope():
     _, target = poses(1, 5, 3)
-    _, (slope, _) = step(bone_length_loss, 0 * target, target, parents=PARENTS)
+    _, (slope, _) = value_and_gradients(bone_length_loss, 0 * target, target, parents=PARENTS)
     assert np.all(np.isfinite(slope))
 
 
@@ -64,7 +59,7 @@ def test_a_velocity_needs_both_frames():
     pred[0, 1, 0] = np.nan
     moved = np.diff(pred - target, axis=1)
     expected = np.linalg.norm(moved.astype(np.float64), axis=-1)
-    value, (slope, _) = step(velocity_loss, pred, target, where=where)
+    value, (slope, _) = value_and_gradients(velocity_loss, pred, target, where=where)
     np.testing.assert_allclose(value, np.mean([expected[0, 2, 0], *expected[0, :, 1]]), rtol=1e-6)
     assert np.all(np.isfinite(slope))
     assert np.all(slope[0, :2, 0] == 0)
@@ -72,7 +67,7 @@ def test_a_velocity_needs_both_frames():
 
 def test_one_frame_has_no_velocity():
     pred, target = poses(2, 1, 5, 3)
-    value, (slope, _) = step(velocity_loss, pred, target)
+    value, (slope, _) = value_and_gradients(velocity_loss, pred, target)
     assert value == 0
     np.testing.assert_array_equal(slope, 0)
 
@@ -161,14 +156,14 @@ def test_two_visible_joints_always_fit_and_give_no_noise_as_gradient(dim):
     pred, target = poses(20, 5, dim)
     where = np.array([[1, 0, 0, 1, 0]] * 20, bool)
     pred[~where] = np.nan
-    value, (slope, _) = step(procrustes_mpjpe_loss, pred, target, where=where)
+    value, (slope, _) = value_and_gradients(procrustes_mpjpe_loss, pred, target, where=where)
     assert value == 0
     np.testing.assert_array_equal(slope, 0)
 
 
 def test_a_perfect_pose_has_no_noise_as_gradient():
     _, target = poses(20, 8, 3, scale=100.0)
-    value, (slope, _) = step(procrustes_mpjpe_loss, target, target)
+    value, (slope, _) = value_and_gradients(procrustes_mpjpe_loss, target, target)
     assert value == 0
     np.testing.assert_array_equal(slope, 0)
 
@@ -247,7 +242,9 @@ def test_joints_on_a_line_or_at_a_point_have_finite_values_and_slopes(flowing):
         (point, free),
         (free, point),
     ):
-        value, slopes = step(loss, pred.astype(np.float32), target.astype(np.float32))
+        value, slopes = value_and_gradients(
+            loss, pred.astype(np.float32), target.astype(np.float32)
+        )
         expected = (
             np.linalg.norm(residual(pred[0], target[0]), axis=-1).mean()
             if pred is not point
@@ -262,8 +259,8 @@ def test_hidden_joints_take_no_part_in_the_fit():
     where = np.array([[1, 1, 0, 1, 0, 1, 1]] * 4, bool)
     kept = where[0]
     pred[~where], target[~where] = np.nan, np.inf
-    value, slopes = step(FLOWING, pred, target, where=where)
-    alone, expected = step(FLOWING, pred[:, kept], target[:, kept])
+    value, slopes = value_and_gradients(FLOWING, pred, target, where=where)
+    alone, expected = value_and_gradients(FLOWING, pred[:, kept], target[:, kept])
     np.testing.assert_allclose(value, alone, rtol=1e-5)
     for slope, part in zip(map(np.asarray, slopes), expected, strict=True):
         np.testing.assert_allclose(slope[:, kept], part, atol=1e-6)
@@ -287,7 +284,7 @@ def test_gradients_match_differences_with_and_without_a_given_transform(dim):
         move = np.random.default_rng(5).standard_normal(pred.shape)
         mean = lambda e: np.linalg.norm(e, axis=-1).mean()
         for flowing in (False, True) if dim == 3 else (True,):
-            _, (slope, _) = step(FLOWING if flowing else GIVEN, pred, target)
+            _, (slope, _) = value_and_gradients(FLOWING if flowing else GIVEN, pred, target)
             ahead, behind = (
                 mean(
                     residual(

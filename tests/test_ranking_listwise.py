@@ -251,6 +251,7 @@ def test_gumbel_samples_are_drawn_from_the_softmax_and_leave_hidden_items_alone(
     first = np.argmax(np.where(shown, samples, -np.inf), axis=-1)[:, 0]
     share = np.bincount(first, minlength=4) / 20_000
     powers = np.exp(np.where(shown, scores, -np.inf)[0])
+    # a standard error of at most 0.5 / sqrt(20000) = 0.0035
     np.testing.assert_allclose(share, powers / np.sum(powers), atol=0.015)
     assert stochastic > single  # convexity
     assert np.isfinite(slope)

@@ -190,7 +190,7 @@ def test_when_every_negative_is_a_hit_nothing_is_learned_even_from_nan() -> None
 def test_the_corrected_gradient_estimates_that_of_the_full_softmax() -> None:
     logits = np.float32([1.0, 0.5, -0.3, 2.0, 0.0])
     q = np.array([0.1, 0.4, 0.2, 0.2, 0.1], np.float32)
-    draws = 4000
+    draws = 40_000
     sample = np.random.default_rng(0).choice(5, draws, p=q / np.sum(q, dtype=float))
 
     def loss(z):  # item 0 is chosen; the sampler draws with replacement
@@ -203,6 +203,7 @@ def test_the_corrected_gradient_estimates_that_of_the_full_softmax() -> None:
         )
 
     exact = softmax(logits) - np.eye(5)[0]
+    # item 3, of probability 0.55 and drawn by 0.2, has the largest standard error, 0.0025
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(logits), exact, atol=0.01)
 
 

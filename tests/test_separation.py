@@ -235,9 +235,9 @@ def test_a_cold_soft_permutation_is_the_hard_one():
     cost = 0.3 * costs(4, 5, 5) - 2 * np.eye(5, dtype=np.float32)[order]
     hard = permutation_invariant(cost, reduction="none")
     cold = partial(sinkhorn_pit_loss, temperature=0.05)
-    np.testing.assert_allclose(cold(cost, reduction="none"), hard, atol=1e-3)
+    np.testing.assert_allclose(cold(cost, reduction="none"), hard, atol=1e-6)
     slopes = jax.jit(lambda c: (jax.grad(cold)(c), jax.grad(permutation_invariant)(c)))(cost)
-    np.testing.assert_allclose(*slopes, atol=1e-2)
+    np.testing.assert_allclose(*slopes, atol=1e-6)
     warm = sinkhorn_pit_loss(cost, temperature=1.0, reduction="none")
     assert np.all(warm < hard)
     assert np.all(warm > hard - np.log(5))

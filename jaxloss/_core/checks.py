@@ -118,10 +118,10 @@ def check_where(where: Any, name: str = "where") -> None:
 
 def check_reduction(reduction: Any) -> None:
     """A reduction is one of three names, or a callable."""
-    named = reduction in ("mean", "sum", "none") if isinstance(reduction, str) else False
-    if not named and not callable(reduction):
+    named = isinstance(reduction, str)
+    if reduction not in ("mean", "sum", "none") if named else not callable(reduction):
         expected = "'mean', 'sum', 'none' or a callable of (values, weights)"
-        error = ValueError if isinstance(reduction, str) else TypeError
+        error = ValueError if named else TypeError
         raise error(message("reduction", expected, repr(reduction)))
 
 
